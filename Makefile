@@ -1,0 +1,66 @@
+# Two commands: `make demo` and `make test`. settings.ini says what is installed, constraints.txt in which version.
+VENV := .venv
+BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+TOOL = $(BIN)/python tools/notebooks.py
+# the first Python that is new enough and can make environments; name another with make PYTHON=...
+PYTHON = $(or $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
+# the folder that load() looks into, as an absolute path; empty when there is none
+override SCFORMER_DATA_DIR := $(shell [ -d "$(SCFORMER_DATA_DIR)" ] && cd "$(SCFORMER_DATA_DIR)" && pwd)
+export SCFORMER_DATA_DIR
+TIMEOUT := $(if $(shell command -v timeout 2>/dev/null),timeout 1800)
+START := $(shell date +%s)
+SAY = @echo "== $$(( $$(date +%s) - $(START) )) s:"
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
+
+demo: $(VENV)/.core ## learn from 700 blood cells in a few minutes; results in out/demo
+	@$(BIN)/scformer demo
+
+test: $(VENV)/.dev ## prove that notebooks and package agree, then run every page and every test
+	$(SAY) are the notebooks clean, package and README in sync?
+	@$(TOOL) check
+	@$(BIN)/ruff check -q nbs tests tools
+	$(SAY) the notebooks, cell by cell
+	@test -n "$$SCFORMER_DATA_DIR" || echo "SCFORMER_DATA_DIR names no folder: what needs a download is skipped"
+	@OMP_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
+	$(SAY) the tests
+	@$(BIN)/pytest -q
+
+env: $(VENV)/.dev ## make the environment .venv with all that developers need
+
+hooks: $(VENV)/.dev ## install nbdev's git and Jupyter hooks: clean notebooks, readable merges
+	@$(BIN)/nbdev_install_hooks
+	@git config merge.nbdev-merge.driver "'$(abspath $(BIN))/nbdev_merge' %O %A %B %P"
+	@printf '#!/bin/sh\nexec "%s/nbdev_trust"\n' "$(abspath $(BIN))" > "$$(git rev-parse --git-path hooks)/post-merge"
+
+outputs: $(VENV)/.dev ## run the notebooks and store what they show: make outputs NB="nbs/01_binning.ipynb" FLAGS=data,slow
+	@$(TOOL) outputs $(NB) --flags "$(FLAGS)"
+
+readme: $(VENV)/.dev ## render README.md from nbs/index.ipynb
+	@$(TOOL) readme
+
+lint: $(VENV)/.dev ## ruff over notebooks, tests and tools
+	@$(BIN)/ruff check nbs tests tools
+
+clean: ## remove the environment and what tools leave behind; out/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	find nbs scformer_nb tests tools -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.core: settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("scformer_nb needs Python 3.11 or newer, and \
+	$(PYTHON) is %d.%d. Install a newer one, or name it: make PYTHON=/path/to/python3.11" % v[:2])'
+	$(SAY) making $(VENV) with $(PYTHON) and installing the tested versions, torch first, some 2 minutes
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) $(shell grep '^torch==' constraints.txt)
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(SAY) installing what notebooks and tests need, some 1 minute
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+.PHONY: help demo test env hooks outputs readme lint clean

@@ -1,0 +1,148 @@
+"""What the notebooks need besides nbdev: README from the index page, the sync check, stored outputs."""
+import argparse
+import ast
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+DIRECTIVE = re.compile(r"^#\s*\|.*\n?", re.M)
+
+
+def pages():
+    "Every notebook, in reading order."
+    return sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
+
+
+def directives(cell):
+    "The `#|` lines of a cell as a dict, read as nbdev reads them."
+    from nbdev.process import extract_directives
+    return extract_directives(cell, remove=False) if cell["cell_type"] == "code" else {}
+
+
+def nbdev(command, cwd=ROOT):
+    "Run one of nbdev's commands in `cwd`."
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev_export does nothing inside nbdev_test
+    subprocess.run([BIN / command[0], *command[1:]], cwd=cwd, env=env, check=True, stdin=subprocess.DEVNULL)
+
+
+def by_value(source, values):
+    "Code that reads variables, with their values written in their place, so that it can be pasted."
+    lines = [line.encode() for line in source.splitlines(True)]
+    names = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id in values]
+    for n in sorted(names, key=lambda n: (n.lineno, n.col_offset), reverse=True):
+        line = lines[n.lineno - 1]
+        lines[n.lineno - 1] = line[:n.col_offset] + values[n.id].encode() + line[n.end_col_offset:]
+    return b"".join(lines).decode()
+
+
+def render():
+    "The README: index.ipynb without hidden cells and directives, parameters by their value, links as seen from the top level."
+    import nbformat
+    from nbconvert import MarkdownExporter
+    nb = nbformat.read(ROOT / "nbs/index.ipynb", 4)
+    nb.metadata.language_info = {"name": "python"}
+    tagged = "\n".join(cell.source for cell in nb.cells if "parameters" in cell.metadata.get("tags", []))
+    values = dict(re.findall(r"^(\w+): \w+ = (.+?)(?:  #.*)?$", tagged, re.M))
+    nb.cells = [cell for cell in nb.cells if "hide" not in directives(cell)]
+    for cell in nb.cells:
+        if cell.cell_type == "code":
+            cell.source = by_value(DIRECTIVE.sub("", cell.source), values)
+            cell.outputs = [out for out in cell.outputs if not any(k.startswith("image/") for k in out.get("data", {}))]
+    text, _ = MarkdownExporter().from_notebook_node(nb)
+    text = re.sub(r"\]\((?!\.\./|https?:|#)", "](nbs/", text).replace("](../", "](")
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def readme():
+    "Write README.md from nbs/index.ipynb."
+    (ROOT / "README.md").write_text(render(), encoding="utf-8")
+
+
+def out_of_sync():
+    "Files that cleaning, exporting and rendering would change; found in a temporary copy, the work tree stays as it is."
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder)
+        for name in ("nbs", "scformer_nb"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        shutil.copy(ROOT / "settings.ini", copy)
+        for module in set(copy.glob("scformer_nb/*.py")) - {copy / "scformer_nb/__init__.py"}:
+            module.unlink()  # so that a module which no notebook exports any more shows up as well
+        nbdev(["nbdev_clean"], copy)
+        nbdev(["nbdev_export"], copy)
+
+        def content(top):
+            files = [*top.glob("nbs/[!_.]*.ipynb"), *top.glob("scformer_nb/*.py")]
+            return {str(file.relative_to(top)): file.read_text(encoding="utf-8") for file in files}
+
+        ours, fresh = content(ROOT), content(copy)
+    ours["README.md"], fresh["README.md"] = (ROOT / "README.md").read_text(encoding="utf-8"), render()
+    return sorted(name for name in ours | fresh if ours.get(name) != fresh.get(name))
+
+
+def check():
+    "Fail when a notebook is not clean, the package is not what the notebooks export, or the README is not the index page."
+    if stale := out_of_sync():
+        sys.exit(f"Out of sync: {', '.join(stale)}. Run nbdev_clean, nbdev_export and make readme, then look at the difference.")
+    print(f"{len(pages())} notebooks are clean, package and README are in sync.")
+
+
+def stable(output):
+    "The output without what differs from run to run: nothing of stderr, widgets and progress bars."
+    if output["output_type"] == "stream":
+        lines = "".join(output["text"]).split("\n") if output["name"] == "stdout" else []
+        text = "\n".join(line for line in lines if "\r" not in line)
+        return {**output, "text": text.splitlines(True)} if text.strip() else None
+    return None if "application/vnd.jupyter.widget-view+json" in output.get("data", {}) else output
+
+
+def execute(page, flags):
+    "Run one page as `nbdev_test --flags` does and store what it shows; the cells that are skipped keep what they have."
+    from execnb.nbio import read_nb, write_nb
+    from execnb.shell import CaptureShell, format_exc
+    from nbdev.config import get_config
+    nb, shell = read_nb(page), CaptureShell(page)
+    skipped = set(get_config(path=ROOT).tst_flags.split()) - set(flags)
+    os.chdir(page.parent)
+    sys.path.insert(0, str(ROOT))
+    for number, cell in enumerate(nb.cells):
+        found = directives(cell)
+        if cell.cell_type != "code" or skipped & found.keys() or found.get("eval:", [""])[0].lower() == "false":
+            continue
+        outputs = shell.run(DIRECTIVE.sub("", cell.source))
+        if shell.exc:
+            sys.exit(f"{page.name}, cell {number}:\n\n{cell.source}\n\n{''.join(format_exc(shell.exc))}\nNothing was stored.")
+        cell.outputs = [out for out in map(stable, outputs) if out]
+    write_nb(nb, page)
+    nbdev(["nbdev_clean", "--fname", str(page)])
+
+
+def outputs(notebooks, flags):
+    "Refresh the stored outputs: a fresh process for each page, one thread and fixed hashes, so that two runs agree byte for byte."
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")
+    for page in [Path(name).resolve() for name in notebooks] or pages():
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(execute, page, flags).result()
+        print(f"{page.name}: outputs stored")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("readme", help=readme.__doc__)
+    commands.add_parser("check", help=check.__doc__)
+    sub = commands.add_parser("outputs", help=outputs.__doc__)
+    sub.add_argument("notebooks", nargs="*", metavar="NB", help="notebooks; all of them when none is named")
+    sub.add_argument("--flags", default="", help="cells to run that nbdev_test skips, for example data,slow")
+    args = parser.parse_args()
+    if args.command == "outputs":
+        outputs(args.notebooks, args.flags.replace(",", " ").split())
+    else:
+        {"readme": readme, "check": check}[args.command]()
