@@ -14,7 +14,7 @@ START := $(shell date +%s)
 SAY = @echo "== $$(( $$(date +%s) - $(START) )) s:"
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
 
 demo: $(VENV)/.core ## learn from 700 blood cells in a few minutes; results in out/demo
 	@$(BIN)/scformer demo
@@ -28,6 +28,11 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	@OMP_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
 	$(SAY) the tests
 	@$(BIN)/pytest -q
+
+experiments: $(VENV)/.dev ## fill the ledgers and figures in figures/; runs that are there are kept (hours from nothing)
+	@mkdir -p out
+	@for d in kang_pbmc pancreas_5tech; do $(BIN)/papermill nbs/11_exp_integration.ipynb out/11_$$d.ipynb \
+		-p dataset $$d -p full True -p out figures --log-output || exit 1; done
 
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
 
@@ -63,4 +68,4 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
-.PHONY: help demo test env hooks outputs readme lint clean
+.PHONY: help demo test experiments env hooks outputs readme lint clean

@@ -20,12 +20,14 @@ import safetensors
 import safetensors.torch
 import scipy.sparse as sp
 import torch
+from fastcore.basics import patch
 
 from . import __version__
 from .binning import bin_values
 from .data import check_adata, preprocess
 from .tokens import CellTokens, Vocabulary, align_genes, make_batch
-from .training import DEFAULT, PAPER, Network, Recipe, fit, start_biases, warm_start
+from .training import DEFAULT, PAPER, Network, Recipe, start_biases, warm_start
+from .training import fit as train
 
 # %% ../nbs/06_api.ipynb #7320573b
 def _tokens_of(
@@ -42,65 +44,7 @@ def _tokens_of(
     counts = (counts @ place).tocsr()
     return CellTokens(bin_values(counts, n_bins), counts, vocab, batch, genes=genes)
 
-# %% ../nbs/06_api.ipynb #fd2d34b4
-def _length_chunks(
-    lengths: np.ndarray, # (cells,)
-    budget: int = 16384, # tokens in a mini-batch
-) -> Iterator[np.ndarray]: # rows
-    "Rows in the order of their length, cut where the padded tokens reach the budget"
-    order, start = np.argsort(-lengths, kind="stable"), 0
-    while start < len(order):
-        n = max(1, budget // int(lengths[order[start]] + 1))
-        yield order[start:start + n]
-        start += n
-
-# %% ../nbs/06_api.ipynb #104fd0be
-@torch.inference_mode()
-def _embed(
-    network: Network, # in evaluation mode
-    cells: CellTokens, # cells to embed
-    device: torch.device, # where to compute
-) -> np.ndarray: # (cells, dim) of unit length
-    "Cell embeddings `h_c`, scaled to unit length"
-    Z = np.empty((len(cells), network.recipe.dim), np.float32)
-    for rows in _length_chunks(cells.lengths):
-        _, h_c = network.encoder(make_batch(cells, rows).to(device))
-        Z[rows] = torch.nn.functional.normalize(h_c, dim=-1).cpu()
-    return Z
-
-# %% ../nbs/06_api.ipynb #70371a09
-FORMAT = 1 # version of the folder layout below
-
-def _write_model(folder: Path, weights: dict[str, torch.Tensor], facts: dict, overwrite: bool) -> None:
-    "Write both files beside their place and move them there. Raises FileExistsError, PermissionError."
-    if (folder / "model.json").exists() and not overwrite:
-        raise FileExistsError(f"{folder} holds a model; choose another folder or say overwrite=True")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in weights.items()}, folder / "weights.new")
-        (folder / "json.new").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    except OSError as e:
-        raise PermissionError(f"cannot write to {folder}: {e.strerror or e}") from e
-    os.replace(folder / "weights.new", folder / "weights.safetensors")
-    os.replace(folder / "json.new", folder / "model.json")
-
-# %% ../nbs/06_api.ipynb #6caf2e89
-def _read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict]: # weights, facts
-    "Read both files; no code in them is run. Raises FileNotFoundError, ValueError."
-    for name in ("model.json", "weights.safetensors"):
-        if not (folder / name).is_file(): raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing")
-    try:
-        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        version = facts["format"]
-        weights = safetensors.torch.load_file(folder / "weights.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, safetensors.SafetensorError) as e:
-        raise ValueError(f"the model in {folder} is cut off or damaged ({e}); copy or save it again") from e
-    if version != FORMAT:
-        made = facts.get("versions", {}).get("scformer_nb", "another version")
-        raise ValueError(f"the model in {folder} has format {version}, this version reads {FORMAT}; install scformer_nb {made}")
-    return weights, facts
-
-# %% ../nbs/06_api.ipynb #b2ae7fa0
+# %% ../nbs/06_api.ipynb #da67130a
 class ScFormer:
     "Cell and gene embeddings of single-cell counts by a transformer (scFormer)."
 
@@ -136,79 +80,152 @@ class ScFormer:
         s, trained = self._settings, f"trained for {len(self.history)} epochs" if len(self.history) else "not trained"
         return f"ScFormer: {len(self.vocab.genes)} genes, {self.recipe.dim} dimensions, {max(1, len(s['batches']))} batches, {trained}"
 
-    def fit(self,
-        max_epochs: int = 30, # epochs in all, those of a continued run included
-        run_dir: str | Path | None = None, # folder for checkpoint and history; None: nothing is written
-        resume: bool = False, # continue the run in `run_dir`
-        progress: bool = True, # show a progress bar
-        accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
-        devices: int = 1, # processes or GPUs
-    ) -> "ScFormer": # itself
-        "Train and keep the epoch with the best validation loss; the losses are in `history`."
-        if self.cells is None: raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
-        self.history = fit(self.network, self.cells, max_epochs, self._settings["seed"], run_dir, resume, progress, accelerator, devices)
-        return self
+# %% ../nbs/06_api.ipynb #0b345901
+@patch
+def fit(self: ScFormer,
+    max_epochs: int = 30, # epochs in all, those of a continued run included
+    run_dir: str | Path | None = None, # folder for checkpoint and history; None: nothing is written
+    resume: bool = False, # continue the run in `run_dir`
+    progress: bool = True, # show a progress bar
+    accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
+    devices: int = 1, # processes or GPUs
+) -> "ScFormer": # itself
+    "Train and keep the epoch with the best validation loss; the losses are in `history`."
+    if self.cells is None: raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
+    self.history = train(self.network, self.cells, max_epochs, self._settings["seed"], run_dir, resume, progress, accelerator, devices)
+    return self
 
-    def _batch_codes(self, obs: pd.DataFrame, unseen_batch: str) -> np.ndarray | None: # (cells,), -1 for unseen
-        "Batch codes of new cells; only DSBN needs them. Raises ValueError for an unseen batch."
-        s = self._settings
-        if not (self.recipe.dsbn and s["batches"]): return None
-        if s["batch_key"] not in obs: raise ValueError(f"the model normalises by batch and needs obs[{s['batch_key']!r}]")
-        names = obs[s["batch_key"]].astype(str)
-        codes = names.map({b: i for i, b in enumerate(s["batches"])}).fillna(-1).to_numpy(np.int64)
-        if (codes < 0).any() and unseen_batch != "mean":
-            unseen = ", ".join(sorted(set(names[codes < 0])))
-            raise ValueError(f"batches not seen in training: {unseen}; say unseen_batch='mean' to normalise them by the average batch")
-        return codes
+# %% ../nbs/06_api.ipynb #fd2d34b4
+def _length_chunks(
+    lengths: np.ndarray, # (cells,)
+    budget: int = 16384, # tokens in a mini-batch
+) -> Iterator[np.ndarray]: # rows
+    "Rows in the order of their length, cut where the padded tokens reach the budget"
+    order, start = np.argsort(-lengths, kind="stable"), 0
+    while start < len(order):
+        n = max(1, budget // int(lengths[order[start]] + 1))
+        yield order[start:start + n]
+        start += n
 
-    def embed_cells(self,
-        adata: ad.AnnData, # cells with raw counts in the same layer; the genes may differ
-        unseen_batch: str = "error", # batches that training did not see: "error", or "mean" to use the average batch
-    ) -> np.ndarray: # (cells, dim) float32 of unit length
-        "Embed cells, those of training or new ones. Raises ValueError when less than half of the model's genes are there."
-        if unseen_batch not in ("error", "mean"): raise ValueError(f"unseen_batch must be 'error' or 'mean', not {unseen_batch!r}")
-        data = check_adata(adata, layer=self._settings["layer"])
-        codes = self._batch_codes(data.obs, unseen_batch)
-        cells = _tokens_of(data.X, list(data.var_names), self.vocab, self._settings["n_bins"], codes, self.recipe.genes)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return _embed(self.network.to(device).eval(), cells, device)
+# %% ../nbs/06_api.ipynb #104fd0be
+@torch.inference_mode()
+def _embed(
+    network: Network, # in evaluation mode
+    cells: CellTokens, # cells to embed
+    device: torch.device, # where to compute
+) -> np.ndarray: # (cells, dim) of unit length
+    "Cell embeddings `h_c`, scaled to unit length"
+    Z = np.empty((len(cells), network.recipe.dim), np.float32)
+    for rows in _length_chunks(cells.lengths):
+        _, h_c = network.encoder(make_batch(cells, rows).to(device))
+        Z[rows] = torch.nn.functional.normalize(h_c, dim=-1).cpu()
+    return Z
 
-    @torch.inference_mode()
-    def embed_genes(self) -> pd.DataFrame: # (genes, dim), one row a gene
-        "The gene embeddings `emb_g` of eq. 5, that the input and MVC share."
-        network = self.network.cpu().eval()
-        return pd.DataFrame(network.encoder.gene_vectors(network.gene_ids).numpy(), index=pd.Index(self.vocab.genes, name="gene"))
+# %% ../nbs/06_api.ipynb #08ce6785
+@patch
+def _batch_codes(self: ScFormer, obs: pd.DataFrame, unseen_batch: str) -> np.ndarray | None: # (cells,), -1 for unseen
+    "Batch codes of new cells; only DSBN needs them. Raises ValueError for an unseen batch."
+    s = self._settings
+    if not (self.recipe.dsbn and s["batches"]): return None
+    if s["batch_key"] not in obs: raise ValueError(f"the model normalises by batch and needs obs[{s['batch_key']!r}]")
+    names = obs[s["batch_key"]].astype(str)
+    codes = names.map({b: i for i, b in enumerate(s["batches"])}).fillna(-1).to_numpy(np.int64)
+    if (codes < 0).any() and unseen_batch != "mean":
+        unseen = ", ".join(sorted(set(names[codes < 0])))
+        raise ValueError(f"batches not seen in training: {unseen}; say unseen_batch='mean' to normalise them by the average batch")
+    return codes
 
-    def annotate(self, adata: ad.AnnData, unseen_batch: str = "error") -> None:
-        "Write `obsm['X_scformer']`, `varm['scformer']` (NaN for genes without embedding) and `uns['scformer']` into adata."
-        adata.obsm["X_scformer"] = self.embed_cells(adata, unseen_batch)
-        adata.varm["scformer"] = self.embed_genes().reindex(adata.var_names).to_numpy(np.float32)
-        facts = self._facts()
-        adata.uns["scformer"] = {"settings": json.dumps(facts["settings"]), "recipe": json.dumps(facts["recipe"]),
-            "versions": facts["versions"], "history": self.history.copy()}
+# %% ../nbs/06_api.ipynb #5677caa1
+@patch
+def embed_cells(self: ScFormer,
+    adata: ad.AnnData, # cells with raw counts in the same layer; the genes may differ
+    unseen_batch: str = "error", # batches that training did not see: "error", or "mean" to use the average batch
+) -> np.ndarray: # (cells, dim) float32 of unit length
+    "Embed cells, those of training or new ones. Raises ValueError when less than half of the model's genes are there."
+    if unseen_batch not in ("error", "mean"): raise ValueError(f"unseen_batch must be 'error' or 'mean', not {unseen_batch!r}")
+    data = check_adata(adata, layer=self._settings["layer"])
+    codes = self._batch_codes(data.obs, unseen_batch)
+    cells = _tokens_of(data.X, list(data.var_names), self.vocab, self._settings["n_bins"], codes, self.recipe.genes)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return _embed(self.network.to(device).eval(), cells, device)
 
-    def _facts(self) -> dict:
-        "Everything but the weights, ready for JSON"
-        versions = dict(scformer_nb=__version__, torch=torch.__version__, anndata=ad.__version__, python=platform.python_version())
-        return dict(format=FORMAT, settings=self._settings, recipe=asdict(self.recipe), genes=self.vocab.genes,
-            specials=list(self.vocab.specials), history=self.history.to_dict("records"), versions=versions)
+# %% ../nbs/06_api.ipynb #18df9617
+@patch
+@torch.inference_mode()
+def embed_genes(self: ScFormer) -> pd.DataFrame: # (genes, dim), one row a gene
+    "The gene embeddings `emb_g` of eq. 5, that the input and MVC share."
+    network = self.network.cpu().eval()
+    return pd.DataFrame(network.encoder.gene_vectors(network.gene_ids).numpy(), index=pd.Index(self.vocab.genes, name="gene"))
 
-    def save(self, folder: str | Path, overwrite: bool = False) -> None:
-        "Write the model as safetensors and JSON. Raises FileExistsError when the folder holds a model."
-        _write_model(Path(folder), self.network.state_dict(), self._facts(), overwrite)
+# %% ../nbs/06_api.ipynb #70371a09
+FORMAT = 1 # version of the folder layout below
 
-    @classmethod
-    def load(cls, folder: str | Path) -> "ScFormer":
-        "Read a saved model. Raises FileNotFoundError, and ValueError when it is cut off or of another format."
-        weights, facts = _read_model(Path(folder))
-        model = cls.__new__(cls)
-        try:
-            model._settings, model.recipe, model.cells = facts["settings"], Recipe(**facts["recipe"]), None
-            model.vocab = Vocabulary(facts["genes"], facts["specials"])
-            model._build()
-            model.network.load_state_dict(weights)
-        except (KeyError, TypeError, RuntimeError) as e:
-            raise ValueError(f"the two files in {folder} do not belong together: {str(e).splitlines()[0]}") from e
-        model.history = pd.DataFrame(facts["history"])
-        model.network.eval()
-        return model
+def _write_model(folder: Path, weights: dict[str, torch.Tensor], facts: dict, overwrite: bool) -> None:
+    "Write both files beside their place and move them there. Raises FileExistsError, PermissionError."
+    if (folder / "model.json").exists() and not overwrite:
+        raise FileExistsError(f"{folder} holds a model; choose another folder or say overwrite=True")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in weights.items()}, folder / "weights.new")
+        (folder / "json.new").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    except OSError as e:
+        raise PermissionError(f"cannot write to {folder}: {e.strerror or e}") from e
+    os.replace(folder / "weights.new", folder / "weights.safetensors")
+    os.replace(folder / "json.new", folder / "model.json")
+
+# %% ../nbs/06_api.ipynb #6caf2e89
+def _read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict]: # weights, facts
+    "Read both files; no code in them is run. Raises FileNotFoundError, ValueError."
+    for name in ("model.json", "weights.safetensors"):
+        if not (folder / name).is_file(): raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing")
+    try:
+        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        version = facts["format"]
+        weights = safetensors.torch.load_file(folder / "weights.safetensors")
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, safetensors.SafetensorError) as e:
+        raise ValueError(f"the model in {folder} is cut off or damaged ({e}); copy or save it again") from e
+    if version != FORMAT:
+        made = facts.get("versions", {}).get("scformer_nb", "another version")
+        raise ValueError(f"the model in {folder} has format {version}, this version reads {FORMAT}; install scformer_nb {made}")
+    return weights, facts
+
+# %% ../nbs/06_api.ipynb #53f23843
+@patch
+def _facts(self: ScFormer) -> dict:
+    "Everything but the weights, ready for JSON"
+    versions = dict(scformer_nb=__version__, torch=torch.__version__, anndata=ad.__version__, python=platform.python_version())
+    return dict(format=FORMAT, settings=self._settings, recipe=asdict(self.recipe), genes=self.vocab.genes,
+        specials=list(self.vocab.specials), history=self.history.to_dict("records"), versions=versions)
+
+# %% ../nbs/06_api.ipynb #b989a256
+@patch
+def save(self: ScFormer, folder: str | Path, overwrite: bool = False) -> None:
+    "Write the model as safetensors and JSON. Raises FileExistsError when the folder holds a model."
+    _write_model(Path(folder), self.network.state_dict(), self._facts(), overwrite)
+
+# %% ../nbs/06_api.ipynb #34c82793
+@patch(cls_method=True)
+def load(cls: ScFormer, folder: str | Path) -> "ScFormer":
+    "Read a saved model. Raises FileNotFoundError, and ValueError when it is cut off or of another format."
+    weights, facts = _read_model(Path(folder))
+    model = cls.__new__(cls)
+    try:
+        model._settings, model.recipe, model.cells = facts["settings"], Recipe(**facts["recipe"]), None
+        model.vocab = Vocabulary(facts["genes"], facts["specials"])
+        model._build()
+        model.network.load_state_dict(weights)
+    except (KeyError, TypeError, RuntimeError) as e:
+        raise ValueError(f"the two files in {folder} do not belong together: {str(e).splitlines()[0]}") from e
+    model.history = pd.DataFrame(facts["history"])
+    model.network.eval()
+    return model
+
+# %% ../nbs/06_api.ipynb #788097dc
+@patch
+def annotate(self: ScFormer, adata: ad.AnnData, unseen_batch: str = "error") -> None:
+    "Write `obsm['X_scformer']`, `varm['scformer']` (NaN for genes without embedding) and `uns['scformer']` into adata."
+    adata.obsm["X_scformer"] = self.embed_cells(adata, unseen_batch)
+    adata.varm["scformer"] = self.embed_genes().reindex(adata.var_names).to_numpy(np.float32)
+    facts = self._facts()
+    adata.uns["scformer"] = {"settings": json.dumps(facts["settings"]), "recipe": json.dumps(facts["recipe"]),
+        "versions": facts["versions"], "history": self.history.copy()}

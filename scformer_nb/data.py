@@ -131,7 +131,7 @@ def fetch(
     except (OSError, ValueError) as e:
         state = "is there with another sha256 than expected" if (folder / file).exists() else "is not there"
         raise FileNotFoundError(f"{file} {state} and could not be downloaded from {url} ({type(e).__name__}); download it by hand "
-            f"and put it into {folder} under the name {file}, or set SCFORMER_DATA_DIR to the folder that holds it") from e
+            f"and put it into {folder} under the name {file}, or set SCFORMER_DATA_DIR to the folder that holds it") from None
     if sha is None:
         _note_hash(file, folder)
     return path
@@ -514,7 +514,7 @@ def _load_file(path: str | Path) -> AnnData:
         adata = anndata.read_h5ad(path)
     except Exception as e:
         raise ValueError(f"{text} cannot be read as .h5ad ({type(e).__name__}: {str(e).splitlines()[0][:120]}); "
-                         "it may be cut off or of another format: write it anew with adata.write_h5ad") from e
+                         "it may be cut off or of another format: write it anew with adata.write_h5ad") from None
     adata.uns.setdefault("dataset", path.stem)
     return adata
 
@@ -640,8 +640,8 @@ def _seurat_top(data: AnnData, n_hvg: int, batch_key: str | None) -> np.ndarray:
     import scanpy as sc
     try:
         table = sc.pp.highly_variable_genes(data, flavor="seurat", n_top_genes=n_hvg, batch_key=batch_key, inplace=False)
-    except IndexError as e:
-        raise ValueError(f"hardly any of the {data.n_vars} genes varies, so {n_hvg} cannot be selected; raise n_hvg to keep all") from e
+    except IndexError:
+        raise ValueError(f"hardly any of the {data.n_vars} genes varies, so {n_hvg} cannot be selected; raise n_hvg to keep all") from None
     rank = ["highly_variable_nbatches", "dispersions_norm"] if batch_key else ["dispersions_norm"]
     return data.var_names.isin(table.sort_values(rank, ascending=False).index[:n_hvg])
 

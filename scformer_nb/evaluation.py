@@ -69,16 +69,35 @@ def nearest(
     indices, distances = map(torch.cat, zip(*found, strict=True))
     return indices.numpy(), distances.numpy()
 
-# %% ../nbs/07_evaluation.ipynb #3023f91e
-class _Exact:
-    "`nearest` in the form that `scanpy.pp.neighbors` asks for."
-    def __init__(self, k): self.k = k
+# %% ../nbs/07_evaluation.ipynb #914028be
+def _bandwidth(
+    gap: np.ndarray, # (cells, k - 1) max(0, d - rho)
+    least: np.ndarray, # (cells,) lower bounds
+) -> np.ndarray: # (cells,)
+    "Per cell the sigma at which its weights add up to log2 k."
+    low, high, sigma = np.zeros(len(gap)), np.full(len(gap), np.inf), np.ones(len(gap))
+    for _ in range(64):
+        over = np.exp(-gap / sigma[:, None]).sum(1) > np.log2(gap.shape[1] + 1)
+        low, high = np.where(over, low, sigma), np.where(over, sigma, high)
+        sigma = np.where(np.isinf(high), 2 * sigma, (low + high) / 2)
+    return np.maximum(sigma, least)
 
-    def get_params(self, deep=True): return {"n_neighbors": self.k}
-
-    def fit_transform(self, X):
-        indices, distances = nearest(X, self.k)
-        return sp.csr_matrix((distances.ravel(), indices.ravel(), np.arange(0, indices.size + 1, self.k)), (len(X), len(X)))
+# %% ../nbs/07_evaluation.ipynb #e913274c
+def _weights(
+    indices: np.ndarray, # (cells, k) of `nearest`
+    distances: np.ndarray, # (cells, k) of `nearest`
+) -> sp.csr_matrix: # (cells, cells) symmetric
+    "UMAP's edge weights of a nearest-neighbour graph."
+    others, d = indices[:, 1:], distances[:, 1:]
+    rho = np.where(d > 0, d, np.inf).min(1)
+    rho[np.isinf(rho)] = 0
+    gap = np.maximum(d - rho[:, None], 0)
+    sigma = _bandwidth(gap, 1e-3 * np.where(rho > 0, distances.mean(1), distances.mean()))
+    p = np.exp(-gap / sigma[:, None])
+    P = sp.csr_matrix((p.ravel(), others.ravel(), np.arange(0, p.size + 1, p.shape[1])), (len(p), len(p)))
+    A = (P + P.T - P.multiply(P.T)).tocsr()
+    A.eliminate_zeros()
+    return A
 
 # %% ../nbs/07_evaluation.ipynb #696ea4b0
 def knn_graph(
@@ -88,7 +107,9 @@ def knn_graph(
 ) -> AnnData: # obsm["X_emb"], obsp["connectivities"], uns["neighbors"]
     "A new AnnData with the weighted graph of the exact nearest neighbours, as scanpy and scib expect it."
     adata = AnnData(obs=obs.set_axis(map(str, range(len(obs)))), obsm={"X_emb": np.asarray(embedding, dtype=np.float64)})
-    sc.pp.neighbors(adata, n_neighbors=k, use_rep="X_emb", transformer=_Exact(k))
+    adata.obsp["connectivities"] = _weights(*nearest(embedding, k))
+    params = {"n_neighbors": k, "method": "umap", "metric": "euclidean", "use_rep": "X_emb"}
+    adata.uns["neighbors"] = {"connectivities_key": "connectivities", "params": params}
     return adata
 
 # %% ../nbs/07_evaluation.ipynb #c9e47076
@@ -369,7 +390,7 @@ def results_table(
     table = table.sort_values(by, ascending=False, kind="stable")
     shown = table.map(lambda v: "" if pd.isna(v) else f"{v:.{digits}f}")
     for c in {"AvgBIO", "AvgBATCH", "Overall"} & {*table}:
-        shown.loc[table[c] == table[c].max(), c] += " *"
+        shown.loc[shown[c] == f"{table[c].max():.{digits}f}", c] += " *"
     return shown
 
 # %% ../nbs/07_evaluation.ipynb #b12f34f9
@@ -380,6 +401,13 @@ def _palette(n: int) -> np.ndarray: # (n, 3) RGB
     "Okabe and Ito's colours, then darker, then paler, then again."
     base = np.array([to_rgb(c) for c in OKABE_ITO])
     return np.resize(np.concatenate([base, base * .55, base * .5 + .5]), (n, 3))
+
+# %% ../nbs/07_evaluation.ipynb #96d536ed
+def _fullest(xy: np.ndarray) -> np.ndarray: # (cells, 2) in, (2,) out
+    "Mean of the cells in the fullest of 4 x 4 boxes."
+    box = np.floor((xy - xy.min(0)) / (np.ptp(xy, 0) + 1e-9) * 4) @ [1, 100]
+    name, size = np.unique(box, return_counts=True)
+    return xy[box == name[size.argmax()]].mean(0)
 
 # %% ../nbs/07_evaluation.ipynb #384376d7
 def _panel(
@@ -396,7 +424,7 @@ def _panel(
         ax.scatter([], [], color=colours[i], s=25, label=f"{i + 1}  {name}" if numbered and i >= 0 else name)
         if numbered and i >= 0:
             outline = [withStroke(linewidth=2, foreground="w")]
-            ax.text(*np.median(xy[codes == i], 0), i + 1, size=8, weight="bold", ha="center", va="center", path_effects=outline)
+            ax.text(*_fullest(xy[codes == i]), i + 1, size=8, weight="bold", ha="center", va="center", path_effects=outline)
     ax.set(xticks=[], yticks=[], xlabel="UMAP 1", ylabel="UMAP 2", title=groups.name)
     ax.legend(loc="center left", bbox_to_anchor=(1, .5), frameon=False, fontsize=8, ncols=-(-len(names) // 16), handletextpad=.2)
 

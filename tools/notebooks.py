@@ -94,6 +94,9 @@ def check():
     print(f"{len(pages())} notebooks are clean, package and README are in sync.")
 
 
+FULL_RUN = "\nfull, out = True, '../figures'"  # an experiment page shows its full run, read from the ledger
+
+
 def stable(output):
     "The output without what differs from run to run: nothing of stderr, widgets and progress bars."
     if output["output_type"] == "stream":
@@ -116,7 +119,8 @@ def execute(page, flags):
         found = directives(cell)
         if cell.cell_type != "code" or skipped & found.keys() or found.get("eval:", [""])[0].lower() == "false":
             continue
-        outputs = shell.run(DIRECTIVE.sub("", cell.source))
+        full = FULL_RUN if "_exp_" in page.stem and "parameters" in cell.metadata.get("tags", []) else ""
+        outputs = shell.run(DIRECTIVE.sub("", cell.source) + full)
         if shell.exc:
             sys.exit(f"{page.name}, cell {number}:\n\n{cell.source}\n\n{''.join(format_exc(shell.exc))}\nNothing was stored.")
         cell.outputs = [out for out in map(stable, outputs) if out]
