@@ -25,7 +25,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	@$(BIN)/ruff check -q nbs tests tools
 	$(SAY) the notebooks, cell by cell
 	@test -n "$$SCFORMER_DATA_DIR" || echo "SCFORMER_DATA_DIR names no folder: what needs a download is skipped"
-	@OMP_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
 	$(SAY) the tests
 	@$(BIN)/pytest -q
 

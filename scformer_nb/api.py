@@ -65,7 +65,7 @@ class ScFormer:
         codes = batches.cat.codes.to_numpy(np.int64) if batch_key else None
         self.cells = _tokens_of(data.layers["counts"], self.vocab.genes, self.vocab, n_bins, codes, recipe.genes)
         self._build()
-        if recipe.warm_start: warm_start(self.network, self.cells.bins)
+        if recipe.warm_start: warm_start(self.network, self.cells)
         start_biases(self.network, self.cells, n_bins)
 
     def _build(self):

@@ -93,7 +93,7 @@ def _weights(
     rho[np.isinf(rho)] = 0
     gap = np.maximum(d - rho[:, None], 0)
     sigma = _bandwidth(gap, 1e-3 * np.where(rho > 0, distances.mean(1), distances.mean()))
-    p = np.exp(-gap / sigma[:, None])
+    p = np.exp(-gap / sigma[:, None]).astype(np.float32)
     P = sp.csr_matrix((p.ravel(), others.ravel(), np.arange(0, p.size + 1, p.shape[1])), (len(p), len(p)))
     A = (P + P.T - P.multiply(P.T)).tocsr()
     A.eliminate_zeros()

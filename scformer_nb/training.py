@@ -91,21 +91,31 @@ class Network(nn.Module):
         "Losses of one mini-batch"
         return self.heads(self.encoder.gene_vectors(self.gene_ids), *self.encoder(b), b)
 
+# %% ../nbs/05_training.ipynb #9965b505
+def _centred(
+    bins: sp.csr_matrix, # (cells, genes) integers of eq. 2
+    batch: np.ndarray, # (cells,) batch codes
+) -> sp.linalg.LinearOperator: # (cells, genes) centred within batches, scaled by the standard deviation within batches
+    "The standardised bins as a product with vectors; the data is never made dense"
+    X = sp.csr_matrix(bins, dtype=np.float64)
+    member = sp.csr_matrix((np.ones(len(batch)), (batch, range(len(batch)))))
+    mean = sp.diags(1 / np.maximum(member.sum(1).A1, 1)) @ (member @ X)
+    square = X.multiply(X).sum(0).A1 - (sp.diags(member.sum(1).A1) @ mean.multiply(mean)).sum(0).A1
+    sd = np.sqrt(np.maximum(square, 0) / len(batch)) + 1e-3 * max(X.max(), 1)
+    product = lambda v: X @ (v.ravel() / sd) - (mean @ (v.ravel() / sd))[batch]
+    transposed = lambda u: (X.T @ u.ravel() - mean.T @ (member @ u.ravel())) / sd
+    return sp.linalg.LinearOperator(X.shape, matvec=product, rmatvec=transposed, dtype=np.float64)
+
 # %% ../nbs/05_training.ipynb #3b79dff7
 def gene_loadings(
     bins: sp.csr_matrix, # (cells, genes) integers of eq. 2
+    batch: np.ndarray, # (cells,) batch codes
     n_components: int, # components
 ) -> np.ndarray: # (genes, n_components) loadings times singular values, of unit standard deviation over all entries
-    "Gene loadings of the standardised bins by truncated SVD; the data is never made dense."
-    X = sp.csr_matrix(bins, dtype=np.float64)
-    mean = X.mean(0).A1
-    sd = np.sqrt(np.maximum(X.multiply(X).mean(0).A1 - mean**2, 0)) + 1e-3 * max(X.max(), 1)
-    product = lambda v: X @ (v.ravel() / sd) - mean @ (v.ravel() / sd)
-    transposed = lambda u: (X.T @ u.ravel() - mean * u.sum()) / sd
-    standardised = sp.linalg.LinearOperator(X.shape, matvec=product, rmatvec=transposed, dtype=np.float64)
-    n = min(n_components, min(X.shape) - 1)
-    if n < 1: return np.zeros((X.shape[1], 0))
-    _, s, v = sp.linalg.svds(standardised, k=n, v0=np.ones(min(X.shape)), solver="arpack")
+    "Gene loadings of the standardised bins by truncated SVD."
+    n = min(n_components, min(bins.shape) - 1)
+    if n < 1: return np.zeros((bins.shape[1], 0))
+    _, s, v = sp.linalg.svds(_centred(bins, batch), k=n, v0=np.ones(min(bins.shape)), solver="arpack")
     loadings = (v * s[:, None])[::-1].T
     loadings *= np.sign(loadings[np.abs(loadings).argmax(0), range(n)])
     return loadings / (loadings.std() or 1)
@@ -114,10 +124,11 @@ def gene_loadings(
 @torch.no_grad()
 def warm_start(
     network: Network, # changed in place
-    bins: sp.csr_matrix, # (cells, genes) integers of eq. 2
+    cells: CellTokens, # the training data
 ) -> None:
-    "Start the gene table at the loadings of the data, and the decoders' biases at the averages of the genes."
-    E = torch.from_numpy(gene_loadings(bins, min(network.recipe.warm_start, network.recipe.dim))).float()
+    "Start the gene table at the loadings of the data."
+    n = min(network.recipe.warm_start, network.recipe.dim)
+    E = torch.from_numpy(gene_loadings(cells.bins, cells.batch, n)).float()
     table = network.encoder.gene.weight
     table[network.gene_ids, E.shape[1]:] *= 0.3
     table[network.gene_ids, :E.shape[1]] = E.to(table)

@@ -43,6 +43,12 @@ def by_value(source, values):
     return b"".join(lines).decode()
 
 
+def shown(cell):
+    "A cell with `#| echo: false` as the Markdown that it shows."
+    from nbformat.v4 import new_markdown_cell
+    return new_markdown_cell("".join("".join(out.get("data", {}).get("text/markdown", "")) for out in cell.outputs))
+
+
 def render():
     "The README: index.ipynb without hidden cells and directives, parameters by their value, links as seen from the top level."
     import nbformat
@@ -53,9 +59,10 @@ def render():
     values = dict(re.findall(r"^(\w+): \w+ = (.+?)(?:  #.*)?$", tagged, re.M))
     nb.cells = [cell for cell in nb.cells if "hide" not in directives(cell)]
     for cell in nb.cells:
-        if cell.cell_type == "code":
+        if cell.cell_type == "code" and "echo:" not in directives(cell):
             cell.source = by_value(DIRECTIVE.sub("", cell.source), values)
             cell.outputs = [out for out in cell.outputs if not any(k.startswith("image/") for k in out.get("data", {}))]
+    nb.cells = [shown(cell) if "echo:" in directives(cell) else cell for cell in nb.cells]
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = re.sub(r"\]\((?!\.\./|https?:|#)", "](nbs/", text).replace("](../", "](")
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
