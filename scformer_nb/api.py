@@ -6,11 +6,14 @@
 __all__ = ['FORMAT', 'ScFormer']
 
 # %% ../nbs/06_api.ipynb #8b3b8ecf
+import hashlib
 import json
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import anndata as ad
@@ -58,11 +61,11 @@ class ScFormer:
         recipe: Recipe = DEFAULT, # model and training; PAPER for the paper's own
     ):
         data = preprocess(adata, n_hvg=n_hvg, batch_key=batch_key, layer=layer)
-        batches = data.obs[batch_key].astype("category") if batch_key else None
-        self._settings = dict(batch_key=batch_key, layer=layer, n_bins=n_bins, seed=seed, hvg=dict(data.uns["hvg"]), n_cells=data.n_obs,
-            batches=[str(b) for b in batches.cat.categories] if batch_key else [])
+        batches = data.obs[batch_key].astype("category") if batch_key and data.obs[batch_key].nunique() > 1 else None
+        self._settings = dict(batch_key=batch_key, layer=layer, n_bins=int(n_bins), seed=int(seed), n_cells=data.n_obs,
+            hvg=dict(data.uns["hvg"]), batches=[] if batches is None else [str(b) for b in batches.cat.categories])
         self.vocab, self.recipe = Vocabulary(data.var_names), recipe
-        codes = batches.cat.codes.to_numpy(np.int64) if batch_key else None
+        codes = None if batches is None else batches.cat.codes.to_numpy(np.int64)
         self.cells = _tokens_of(data.layers["counts"], self.vocab.genes, self.vocab, n_bins, codes, recipe.genes)
         self._build()
         if recipe.warm_start: warm_start(self.network, self.cells)
@@ -72,7 +75,7 @@ class ScFormer:
         "An untrained network, drawn from the seed and without touching the global one"
         s = self._settings
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(s["seed"])
+            torch.default_generator.manual_seed(s["seed"])
             self.network = Network(self.recipe, len(self.vocab.genes), self.vocab.n_specials, s["n_bins"], max(1, len(s["batches"])))
         self.history = pd.DataFrame()
 
@@ -146,6 +149,8 @@ def embed_cells(self: ScFormer,
     data = check_adata(adata, layer=self._settings["layer"])
     codes = self._batch_codes(data.obs, unseen_batch)
     cells = _tokens_of(data.X, list(data.var_names), self.vocab, self._settings["n_bins"], codes, self.recipe.genes)
+    if silent := int((np.diff(cells.bins.indptr) == 0).sum()):
+        warnings.warn(f"{silent:,} of {len(cells):,} cells express none of the model's genes; they share one embedding", stacklevel=2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return _embed(self.network.to(device).eval(), cells, device)
 
@@ -166,8 +171,10 @@ def _write_model(folder: Path, weights: dict[str, torch.Tensor], facts: dict, ov
         raise FileExistsError(f"{folder} holds a model; choose another folder or say overwrite=True")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({k: v.contiguous().cpu() for k, v in weights.items()}, folder / "weights.new")
-        (folder / "json.new").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        text = json.dumps(facts, indent=1).encode()
+        same_save = {"model.json": hashlib.sha256(text).hexdigest()}
+        (folder / "weights.new").write_bytes(safetensors.torch.save({k: v.contiguous().cpu() for k, v in weights.items()}, same_save))
+        (folder / "json.new").write_bytes(text)
     except OSError as e:
         raise PermissionError(f"cannot write to {folder}: {e.strerror or e}") from e
     os.replace(folder / "weights.new", folder / "weights.safetensors")
@@ -179,28 +186,33 @@ def _read_model(folder: Path) -> tuple[dict[str, torch.Tensor], dict]: # weights
     for name in ("model.json", "weights.safetensors"):
         if not (folder / name).is_file(): raise FileNotFoundError(f"{folder} holds no saved model: {name} is missing")
     try:
-        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        version = facts["format"]
-        weights = safetensors.torch.load_file(folder / "weights.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, safetensors.SafetensorError) as e:
+        text = (folder / "model.json").read_bytes()
+        facts = json.loads(text)
+        number, made = facts["format"], (facts.get("versions") or {}).get("scformer_nb", "another version")
+        if number == FORMAT:
+            with safetensors.safe_open(folder / "weights.safetensors", "pt") as file:
+                digest, weights = (file.metadata() or {}).get("model.json"), {k: file.get_tensor(k) for k in file.keys()}
+    except (AttributeError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, safetensors.SafetensorError) as e:
         raise ValueError(f"the model in {folder} is cut off or damaged ({e}); copy or save it again") from e
-    if version != FORMAT:
-        made = facts.get("versions", {}).get("scformer_nb", "another version")
-        raise ValueError(f"the model in {folder} has format {version}, this version reads {FORMAT}; install scformer_nb {made}")
+    if number != FORMAT:
+        raise ValueError(f"the model in {folder} has format {number}, this version reads {FORMAT}; install scformer_nb {made}")
+    if digest != hashlib.sha256(text).hexdigest():
+        raise ValueError(f"model.json and weights.safetensors in {folder} do not belong together; copy both again from one save")
     return weights, facts
 
 # %% ../nbs/06_api.ipynb #53f23843
 @patch
 def _facts(self: ScFormer) -> dict:
     "Everything but the weights, ready for JSON"
-    versions = dict(scformer_nb=__version__, torch=torch.__version__, anndata=ad.__version__, python=platform.python_version())
+    versions = dict(scformer_nb=__version__, torch=str(torch.__version__), anndata=version("anndata"), python=platform.python_version())
     return dict(format=FORMAT, settings=self._settings, recipe=asdict(self.recipe), genes=self.vocab.genes,
         specials=list(self.vocab.specials), history=self.history.to_dict("records"), versions=versions)
 
 # %% ../nbs/06_api.ipynb #b989a256
 @patch
 def save(self: ScFormer, folder: str | Path, overwrite: bool = False) -> None:
-    "Write the model as safetensors and JSON. Raises FileExistsError when the folder holds a model."
+    "Write safetensors and JSON; of several processes only the first does. Raises FileExistsError when the folder holds a model."
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank(): return
     _write_model(Path(folder), self.network.state_dict(), self._facts(), overwrite)
 
 # %% ../nbs/06_api.ipynb #34c82793

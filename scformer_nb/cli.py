@@ -42,7 +42,8 @@ def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # m
     model.save(folder / "model", overwrite=True)
     plot_umap(adata, color=["cell_type"]).savefig(folder / "umap.png", dpi=150)
     plot_history(model.history).savefig(folder / "training.png", dpi=150)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    (folder / "metrics.new").write_text(json.dumps(metrics, indent=1))
+    (folder / "metrics.new").replace(folder / "metrics.json")
     return metrics
 
 # %% ../nbs/30_cli.ipynb #4a09a234
@@ -54,11 +55,12 @@ def demo(
     "Learn embeddings of 700 real blood cells and compare them with PCA. Example: scformer demo --out out/demo"
     done = out / "metrics.json"
     if not done.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.is_dir() and any(out.iterdir()):
             typer.echo(f"{out} is not empty and holds no finished demo; name another folder with --out, or remove it", err=True)
             raise typer.Exit(2)
         try:
             out.mkdir(parents=True, exist_ok=True)
+            (out / "metrics.new").touch()
         except OSError as e:
             typer.echo(f"cannot write to {out}: {e.strerror}", err=True)
             raise typer.Exit(2) from None

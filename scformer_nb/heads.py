@@ -159,6 +159,9 @@ class Heads(nn.Module):
         self.mvc, self.zero = GeneQuery(dim, told, n_genes, n_out), GeneQuery(dim, told, n_genes)
         self.count, self.count_batch = GeneQuery(dim, told, n_genes, squash=False), nn.Embedding(n_batches, n_genes)
         nn.init.zeros_(self.count_batch.weight)
+        parts = dict(mgm=[self.mgm], mvc=[self.mvc], zero=[self.zero], count=[self.count, self.count_batch], dar=[self.dar])
+        for name in parts.keys() - self.weights.keys():
+            for part in parts[name]: part.requires_grad_(False)
 
     def _tell(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor: # (..., dim or 2 dim)
         "Put the batch embedding beside x, (cells, dim) or (cells, tokens, dim)"

@@ -7,8 +7,12 @@ __all__ = ['DEFAULT', 'PAPER', 'Recipe', 'Network', 'gene_loadings', 'warm_start
            'TrainingModule', 'History', 'KeepBest', 'fit']
 
 # %% ../nbs/05_training.ipynb #2555b4dc
+import hashlib
+import json
 import logging
 import os
+import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +29,18 @@ from tqdm.auto import tqdm
 from .heads import Heads
 from .model import Encoder
 from .tokens import CellTokens, TokenBatch, length_batches, make_batch
+
+# %% ../nbs/05_training.ipynb #bfb00334
+def _check_recipe(r) -> None:
+    "Raises ValueError for values that no model or training could use; turns numpy numbers into plain ones."
+    for name, value in asdict(r).items():
+        if isinstance(value, np.generic): object.__setattr__(r, name, value.item())
+    choices = dict(genes=("expressed", "all"), value=("mlp", "table"), pool=("cls", "mean", "weighted"), loss=("mse", "ce"))
+    for name, allowed in choices.items():
+        if getattr(r, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(r, name)!r}")
+    if not 0 < r.mask_ratio < 1: raise ValueError(f"mask_ratio={r.mask_ratio} must lie between 0 and 1")
+    if min(r.batch_size, r.n_heads) < 1: raise ValueError(f"batch_size={r.batch_size} and n_heads={r.n_heads} must be at least 1")
+    if r.dim < 1 or r.dim % r.n_heads: raise ValueError(f"dim={r.dim} must be a multiple of n_heads={r.n_heads}")
 
 # %% ../nbs/05_training.ipynb #0a00fc9c
 @dataclass(frozen=True)
@@ -58,6 +74,8 @@ class Recipe:
     lr_decay: float = 0.9 # factor on the learning rate after each epoch
     warmup_steps: int = 100 # steps over which the learning rate rises
     clip: float = 1.0 # largest norm of the gradient
+
+    def __post_init__(self): _check_recipe(self)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -181,6 +199,13 @@ def split_cells(
     n = int(n_cells * share)
     return (np.sort(order[n:]), np.sort(order[:n])) if n else (order, order)
 
+# %% ../nbs/05_training.ipynb #1342e9e2
+def _identity(recipe: Recipe, cells: CellTokens, seed: int) -> dict: # recipe, seed and a digest of the data
+    "What a run and its continuation have in common"
+    digest = hashlib.sha256(json.dumps([cells.vocab.genes, cells.genes]).encode())
+    for part in (cells.bins.indptr, cells.bins.indices, cells.bins.data, cells.counts.data, cells.batch): digest.update(part.tobytes())
+    return dict(recipe=asdict(recipe), seed=int(seed), data=digest.hexdigest())
+
 # %% ../nbs/05_training.ipynb #1559abd0
 class TrainingModule(L.LightningModule):
     "A network, its data and its optimiser, for a Lightning trainer."
@@ -196,7 +221,10 @@ class TrainingModule(L.LightningModule):
     def train_dataloader(self):
         return Epoch(self.cells, self.rows[0], self.recipe, (self.seed, 1, self.current_epoch), self.global_rank, self.trainer.world_size)
 
-    def on_save_checkpoint(self, checkpoint): checkpoint["recipe"] = asdict(self.recipe)
+    def on_train_epoch_start(self):
+        torch.manual_seed(int(np.random.SeedSequence([self.seed, 3, self.current_epoch, self.global_rank]).generate_state(1)[0]))
+
+    def on_save_checkpoint(self, checkpoint): checkpoint.update(_identity(self.recipe, self.cells, self.seed))
     def val_dataloader(self): return Epoch(self.cells, self.rows[1], self.recipe, (self.seed, 2))
 
     def _step(self, b: TokenBatch, part: str) -> torch.Tensor: # scalar
@@ -281,22 +309,23 @@ def _prepare_folder(run_dir: str | Path, resume: bool) -> Path:
         raise FileExistsError(f"{folder} is not empty; choose another folder, or continue the run in it with resume=True")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".write_test").touch()
-        (folder / ".write_test").unlink()
+        with tempfile.TemporaryFile(dir=folder): pass
     except OSError as e:
         raise PermissionError(f"cannot write to {folder}: {e.strerror}") from e
     return folder
 
 # %% ../nbs/05_training.ipynb #c757d8ee
-def _check_checkpoint(path: Path, recipe: Recipe) -> None:
-    "Refuse a checkpoint that is cut off, or that another recipe made. Raises ValueError."
+def _check_checkpoint(path: Path, recipe: Recipe, cells: CellTokens, seed: int) -> None:
+    "Refuse a checkpoint that is cut off, or that another recipe, seed or data set made. Raises ValueError."
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)["recipe"]
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = {**saved["recipe"], "seed": saved["seed"], "cells, genes, n_bins or batches": saved["data"]}
     except Exception as e:
         raise ValueError(f"{path} is cut off or no checkpoint of this library ({type(e).__name__}); delete it and start anew") from e
-    ours = asdict(recipe)
+    ours = _identity(recipe, cells, seed)
+    ours = {**ours["recipe"], "seed": ours["seed"], "cells, genes, n_bins or batches": ours["data"]}
     different = sorted(k for k in ours.keys() | saved.keys() if ours.get(k) != saved.get(k))
-    if different: raise ValueError(f"{path} was made with another recipe ({', '.join(different)}); start in another folder")
+    if different: raise ValueError(f"{path} was made with another recipe or data set ({', '.join(different)}); start in another folder")
 
 # %% ../nbs/05_training.ipynb #ff4642a9
 def _trainer(max_epochs: int, clip: float, callbacks: list, accelerator: str, devices: int) -> L.Trainer:
@@ -321,14 +350,22 @@ def fit(
     "Train a network and keep the epoch with the best validation loss of MGM (section 5)."
     if len(cells) < 2: raise ValueError(f"{len(cells)} cell is too little to train on; at least 2 are needed")
     if max_epochs < 1: raise ValueError(f"max_epochs={max_epochs} must be at least 1")
+    if resume and not run_dir: raise ValueError("resume=True continues the run in `run_dir`, which is not given")
+    if (n := -(-len(split_cells(len(cells), seed)[0]) // network.recipe.batch_size)) < devices:
+        raise ValueError(f"{n} mini-batches of {network.recipe.batch_size} cells are too few for devices={devices}; use fewer devices")
     folder = _prepare_folder(run_dir, resume) if run_dir else None
     checkpoint = folder / "last.ckpt" if folder and resume and (folder / "last.ckpt").exists() else None
-    if checkpoint: _check_checkpoint(checkpoint, network.recipe)
+    if checkpoint: _check_checkpoint(checkpoint, network.recipe, cells, seed)
     history = History(progress)
     best = KeepBest(history, folder)
     trainer = _trainer(max_epochs, network.recipe.clip, [history, best], accelerator, devices)
-    trainer.fit(TrainingModule(network, cells, seed), ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted: raise KeyboardInterrupt
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            trainer.fit(TrainingModule(network, cells, seed), ckpt_path=checkpoint, weights_only=True)
+    except SystemExit: # what Lightning makes of Ctrl-C, with SIGINT switched off
+        signal.signal(signal.SIGINT, handler)
+        raise KeyboardInterrupt from None
     network.load_state_dict(best.weights)
     network.eval()
     return pd.DataFrame(history.rows)
