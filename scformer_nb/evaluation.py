@@ -464,6 +464,7 @@ def _curves(
             if part == "valid" and len(curve):
                 ax.axvline(curve.idxmin(), color="0.6", ls=":", lw=1)
     ax.set(title=loss, xlabel="epoch")
+    ax.xaxis.get_major_locator().set_params(integer=True)
 
 # %% ../nbs/07_evaluation.ipynb #569e6591
 def plot_history(
