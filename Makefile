@@ -29,7 +29,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	$(SAY) the tests
 	@$(BIN)/pytest -q
 
-experiments: $(VENV)/.dev ## fill the ledgers and figures in figures/; runs that are there are kept (hours from nothing)
+experiments: $(VENV)/.core ## fill the ledgers and figures in figures/; runs that are there are kept (hours from nothing)
 	@mkdir -p out
 	@for d in kang_pbmc pancreas_5tech; do $(BIN)/papermill nbs/11_exp_integration.ipynb out/11_$$d.ipynb \
 		-p dataset $$d -p full True -p out figures --log-output || exit 1; done

@@ -66,7 +66,8 @@ def align_genes(
         hint = f": the data has {theirs}, the model {ours}; map one to the other first" if ours != theirs else ""
         raise ValueError(f"only {found} of the model's {known} genes are in the data (at least half are needed){hint}")
     if found < known:
-        warnings.warn(f"{known - found} of the model's {known} genes are not in the data and count as not expressed", stacklevel=2)
+        warnings.warn(f"{known - found} of the model's {known} genes are not in the data and count as not expressed; "
+            f"{len(names) - found} genes of the data are unknown to the model and dropped", stacklevel=2)
     return columns, numbers
 
 # %% ../nbs/02_tokens.ipynb #c80acc14
