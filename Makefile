@@ -31,7 +31,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 
 experiments: $(VENV)/.core ## fill the ledgers and figures in figures/; runs that are there are kept (hours from nothing)
 	@mkdir -p out
-	@for d in kang_pbmc pancreas_5tech; do $(BIN)/papermill nbs/11_exp_integration.ipynb out/11_$$d.ipynb \
+	@for d in kang_pbmc pancreas_5tech pbmc_3chem; do $(BIN)/papermill nbs/11_exp_integration.ipynb out/11_$$d.ipynb \
 		-p dataset $$d -p full True -p out figures --log-output || exit 1; done
 
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
