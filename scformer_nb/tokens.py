@@ -17,6 +17,8 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from .data import looks_like_ensembl
+
 # %% ../nbs/02_tokens.ipynb #61c1721c
 class Vocabulary:
     "Gene names and special tokens as integer ids (eq. 1)."
@@ -45,12 +47,6 @@ def union_vocabulary(
     "The shared vocabulary of several studies: the union of their genes (section 3.1)."
     return Vocabulary(dict.fromkeys(str(g) for genes in studies for g in genes))
 
-# %% ../nbs/02_tokens.ipynb #5763fdce
-def _naming(genes: Sequence[str]) -> str:
-    "Ensembl or symbols, judged by most of the names"
-    ensembl = sum(str(g).upper().startswith("ENS") and str(g)[-6:].split(".")[0][-3:].isdigit() for g in genes)
-    return "Ensembl ids" if ensembl > len(genes) / 2 else "gene symbols"
-
 # %% ../nbs/02_tokens.ipynb #0f7aeabe
 def align_genes(
     vocab: Vocabulary, # the model's vocabulary
@@ -62,7 +58,7 @@ def align_genes(
     numbers = np.array([vocab._index[names[i]] for i in columns], dtype=np.int64)
     found, known = len(columns), len(vocab.genes)
     if found < known / 2:
-        ours, theirs = _naming(vocab.genes), _naming(names)
+        ours, theirs = ("Ensembl ids" if looks_like_ensembl(g) else "gene symbols" for g in (vocab.genes, names))
         hint = f": the data has {theirs}, the model {ours}; map one to the other first" if ours != theirs else ""
         raise ValueError(f"only {found} of the model's {known} genes are in the data (at least half are needed){hint}")
     if found < known:
