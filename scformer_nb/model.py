@@ -42,11 +42,14 @@ class DomainBatchNorm(nn.Module):
     def __init__(self,
         dim: int, # features
         n_batches: int, # sequencing batches
+        affine: bool = False, # then scale and shift, with weights of each batch's own
         momentum: float = 0.1, # weight of the newest mini-batch in the running statistics
         eps: float = 1e-5, # added to the variance
     ):
         super().__init__()
         self.momentum, self.eps = momentum, eps
+        self.scale = nn.Parameter(torch.ones(n_batches, dim)) if affine else None
+        self.shift = nn.Parameter(torch.zeros(n_batches, dim)) if affine else None
         self.register_buffer("mean", torch.zeros(n_batches, dim))
         self.register_buffer("var", torch.ones(n_batches, dim))
 
@@ -68,7 +71,10 @@ class DomainBatchNorm(nn.Module):
         codes, row = batch.unique(return_inverse=True)
         stats = [self._statistics(x[(batch == k).unsqueeze(1) & valid], k) for k in codes.tolist()]
         mean, var = (torch.stack(s) for s in zip(*stats, strict=True))
-        return (x - mean[row].unsqueeze(1)) / (var[row].unsqueeze(1) + self.eps).sqrt()
+        x = (x - mean[row].unsqueeze(1)) / (var[row].unsqueeze(1) + self.eps).sqrt()
+        if self.scale is None: return x
+        scale, shift = (torch.stack([w[k] if k >= 0 else w.mean(0) for k in codes.tolist()]) for w in (self.scale, self.shift))
+        return x * scale[row].unsqueeze(1) + shift[row].unsqueeze(1)
 
 # %% ../nbs/03_model.ipynb #5a10be36
 class Block(nn.Module):
@@ -130,14 +136,14 @@ class Encoder(nn.Module):
         dropout: float = 0.0, # on the residual branches
         value: str = "mlp", # value embedding, "mlp" or "table"
         pool: str = "cls", # "cls", "mean" or "weighted"
-        dsbn: bool = True, # domain-specific batch normalisation of the input embedding
+        dsbn: bool | str = True, # domain-specific batch normalisation of the input; "affine": then scale and shift
         attend_masked: bool = False, # let all tokens attend to masked ones, as in BERT
     ):
         super().__init__()
         self.gene, self.gene_norm = nn.Embedding(n_tokens, dim, padding_idx=0), nn.LayerNorm(dim)
         self.value = ValueEmbedding(dim, n_bins, value)
         self.external = nn.ModuleList(nn.Embedding(n, dim, padding_idx=0) for n in external_sizes)
-        self.dsbn = DomainBatchNorm(dim, n_batches) if dsbn else None
+        self.dsbn = DomainBatchNorm(dim, n_batches, dsbn == "affine") if dsbn else None
         self.blocks = nn.ModuleList(Block(dim, n_heads, hidden, dropout) for _ in range(n_blocks))
         self.norm, self.pool, self.attend_masked = nn.LayerNorm(dim), CellPooling(dim, pool), attend_masked
 

@@ -14,6 +14,7 @@ import os
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -35,9 +36,10 @@ def _check_recipe(r) -> None:
     "Raises ValueError for values that no model or training could use; turns numpy numbers into plain ones."
     for name, value in asdict(r).items():
         if isinstance(value, np.generic): object.__setattr__(r, name, value.item())
-    choices = dict(genes=("expressed", "all"), value=("mlp", "table"), pool=("cls", "mean", "weighted"), loss=("mse", "ce"))
+    choices = dict(genes=("expressed", "all"), value=("mlp", "table"), pool=("cls", "mean", "weighted"), loss=("mse", "ce"),
+        dsbn=(False, True, "affine"))
     for name, allowed in choices.items():
-        if getattr(r, name) not in allowed: raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(r, name)!r}")
+        if getattr(r, name) not in allowed: raise ValueError(f"{name} must be {', '.join(map(str, allowed))}, not {getattr(r, name)!r}")
     if not 0 < r.mask_ratio < 1: raise ValueError(f"mask_ratio={r.mask_ratio} must lie between 0 and 1")
     if min(r.batch_size, r.n_heads) < 1: raise ValueError(f"batch_size={r.batch_size} and n_heads={r.n_heads} must be at least 1")
     if r.dim < 1 or r.dim % r.n_heads: raise ValueError(f"dim={r.dim} must be a multiple of n_heads={r.n_heads}")
@@ -58,7 +60,7 @@ class Recipe:
     dropout: float = 0.0 # on the residual branches
     value: str = "mlp" # value embedding, "mlp" or "table"
     pool: str = "cls" # cell pooling, "cls", "mean" or "weighted"
-    dsbn: bool = False # domain-specific batch normalisation of the input embedding
+    dsbn: bool | str = False # domain-specific batch normalisation of the input; "affine": then scale and shift
     batch_input: bool = True # decoders are told the sequencing batch
     loss: str = "mse" # loss of binned values, "mse" or "ce"
     mgm: float = 1.0 # weight of masked gene modelling
@@ -361,7 +363,8 @@ def fit(
     trainer = _trainer(max_epochs, network.recipe.clip, [history, best], accelerator, devices)
     handler = signal.getsignal(signal.SIGINT)
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with torch.random.fork_rng(range(torch.cuda.device_count())), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*LeafSpec") # of Lightning to itself
             trainer.fit(TrainingModule(network, cells, seed), ckpt_path=checkpoint, weights_only=True)
     except SystemExit: # what Lightning makes of Ctrl-C, with SIGINT switched off
         signal.signal(signal.SIGINT, handler)

@@ -1,0 +1,178 @@
+"""Baselines where a package, R or a batch is missing, on tiny data, and without a trace in the process that calls them."""
+import importlib.util
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from functools import partial
+
+import lightning
+import matplotlib
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from scformer_nb import baselines
+from scformer_nb.baselines import BASELINES, DETERMINISTIC, MissingBaseline, run_baseline, saucie_clusters, scvi_genes
+from scformer_nb.data import preprocess, simulate
+
+CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch
+INSTALL = "pip install 'scformer_nb[baselines]'"
+
+
+def has_seurat():
+    code = "quit(status = !requireNamespace('Seurat', quietly = TRUE))"
+    return bool(shutil.which("Rscript")) and subprocess.run(["Rscript", "-e", code], capture_output=True).returncode == 0
+
+
+MISSING = {name for name, package in {"Harmony": "harmonypy", "scVI": "scvi"}.items() if not importlib.util.find_spec(package)}
+MISSING |= set() if has_seurat() else {"Seurat"}
+SHORT = {"scVI": partial(baselines.scvi, max_epochs=10), "SAUCIE": partial(baselines.saucie, steps=20)}
+each = pytest.mark.parametrize("name", BASELINES)
+
+
+def embed(name, adata=CELLS, batch_key="batch", seed=0):
+    "A short run, skipped where something is missing."
+    if name in MISSING:
+        pytest.skip(f"{name} is not installed")
+    return SHORT.get(name, BASELINES[name])(adata, batch_key, seed)
+
+
+def trace():
+    "What a well-behaved function leaves as it found it, in this process and in X."
+    logs = [logging.root, *(logging.getLogger(n) for n in (lightning.__name__, "lightning.pytorch", "py.warnings"))]
+    return (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads(), dict(os.environ),
+            [list(log.handlers) for log in logs], logging.root.manager.disable, list(warnings.filters), signal.getsignal(signal.SIGINT),
+            dict(matplotlib.rcParams), torch.backends.cudnn.deterministic, os.getcwd(), os.listdir())
+
+
+@each
+def test_an_embedding_and_nothing_else(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    adata, before = CELLS.copy(), trace()
+    Z = embed(name, adata)
+    assert [b for a, b in zip(before, trace(), strict=True) if a != b] == [] and capfd.readouterr() == ("", "")
+    assert Z.shape[0] == adata.n_obs and Z.dtype == np.float32 and np.isfinite(Z).all()
+    assert (adata.X != CELLS.X).nnz == 0 and (adata.layers["counts"] != CELLS.layers["counts"]).nnz == 0
+    assert adata.obs.equals(CELLS.obs) and adata.var.equals(CELLS.var) and not adata.obsm and list(adata.uns) == list(CELLS.uns)
+    assert np.array_equal(Z, embed(name, adata, seed=0))
+    assert np.array_equal(Z, embed(name, adata, seed=1)) == (name in DETERMINISTIC)
+    near, types = NearestNeighbors(n_neighbors=5).fit(Z).kneighbors(return_distance=False), adata.obs["cell_type"].to_numpy()
+    assert (types[near] == types[:, None]).mean() > (.4 if name in SHORT else .6)    # rows in another order: a third
+
+
+@each
+def test_no_batches(name):
+    adata = CELLS.copy()
+    del adata.obs["batch"]
+    silent = sp.diags((np.arange(60) > 1).astype(np.float32))                    # two cells express nothing
+    adata.X, adata.layers["counts"] = sp.csr_matrix(silent @ adata.X), sp.csr_matrix(silent @ adata.layers["counts"])
+    if name == "Harmony":
+        with pytest.raises(ValueError, match="there is only one"):
+            embed(name, adata, None)
+    else:
+        assert np.isfinite(embed(name, adata, None)).all()
+
+
+def test_a_batch_of_one_cell():
+    adata = CELLS.copy()
+    adata.obs["batch"] = ["alone"] + ["others"] * 59
+    with pytest.raises(ValueError, match="batch 'alone' has 1 cells and Seurat's anchors need 6"):
+        BASELINES["Seurat"](adata, "batch")
+    for name in ("Harmony", "scVI", "SAUCIE"):
+        if name not in MISSING:
+            assert np.isfinite(embed(name, adata)).all()
+
+
+@each
+def test_mistakes_of_the_caller_are_errors(name):
+    adata = CELLS.copy()
+    for f in (BASELINES[name], partial(run_baseline, name)):
+        with pytest.raises(KeyError, match="batch_key='donor' is not in obs: name one of cell_type, batch"):
+            f(adata, "donor")
+    adata.obs.loc[adata.obs_names[:3], "batch"] = np.nan
+    for f in (BASELINES[name], partial(run_baseline, name)):
+        with pytest.raises(ValueError, match="3 of 60 cells have no batch"):
+            f(adata, "batch")
+    del adata.layers["counts"]
+    with pytest.raises(KeyError, match="no layer 'counts'"):
+        run_baseline(name, adata)
+
+
+def test_unknown_names_and_failures():
+    with pytest.raises(KeyError, match="'scvi' is no baseline: name one of HVG, PCA, Seurat, Harmony, scVI, SAUCIE"):
+        run_baseline("scvi", CELLS)
+    Z, reason = run_baseline("Harmony", CELLS)
+    assert Z is None and reason.startswith("ValueError: Harmony aligns batches") and "\n" not in reason
+    Z, reason = run_baseline("PCA", CELLS, "batch")
+    assert reason == "" and np.array_equal(Z, BASELINES["PCA"](CELLS))
+
+
+def test_values_that_are_not_finite_are_a_failure(monkeypatch):
+    monkeypatch.setitem(BASELINES, "PCA", lambda *_: np.array([[np.nan]], dtype=np.float32))
+    assert run_baseline("PCA", CELLS) == (None, "PCA gave values that are not finite")
+
+
+@pytest.mark.parametrize(("name", "package"), [("Harmony", "harmonypy"), ("scVI", "scvi")])
+def test_a_missing_package(name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingBaseline, match="scformer_nb.baselines"):
+        BASELINES[name](CELLS, "batch")
+    Z, reason = run_baseline(name, CELLS, "batch")
+    assert Z is None and INSTALL in reason and "\n" not in reason and isinstance(MissingBaseline(), ImportError)
+
+
+def fake_r(folder, monkeypatch, script):
+    "A PATH with nothing but an Rscript of ours."
+    program = folder / "Rscript"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_a_missing_r(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    Z, reason = run_baseline("Seurat", CELLS, "batch")
+    assert Z is None and reason.startswith("Seurat needs R, and there is no Rscript on the PATH")
+    assert "apt-get install --no-install-recommends r-cran-seurat" in reason and "install.packages('Seurat')" in reason
+
+
+def test_an_r_without_seurat(tmp_path, monkeypatch):
+    fake_r(tmp_path, monkeypatch, "exit 77")
+    with pytest.raises(MissingBaseline, match="needs the R package of that name.*apt-get install"):
+        BASELINES["Seurat"](CELLS)
+
+
+def test_an_r_that_fails(tmp_path, monkeypatch):
+    fake_r(tmp_path, monkeypatch, "for i in 1 2 3 4 5 6; do echo line $i >&2; done; exit 1")
+    Z, reason = run_baseline("Seurat", CELLS)
+    assert Z is None and reason == "RuntimeError: Seurat failed: line 3 / line 4 / line 5 / line 6"
+
+
+@pytest.mark.skipif("scVI" in MISSING, reason="scVI is not installed")
+def test_scvi():
+    genes = scvi_genes(CELLS, "batch", max_epochs=1)
+    assert list(genes.index) == list(CELLS.var_names) and genes.shape == (CELLS.n_vars, 128) and np.isfinite(genes.to_numpy()).all()
+    with baselines._quietly():
+        split = baselines._split(143)                                     # 129 training cells would leave a mini-batch of one
+    assert [len(part) for part in split] == [128, 15, 0] and set(np.concatenate(split)) == set(range(143))
+
+
+def test_ctrl_c_in_lightning_is_a_keyboard_interrupt():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), baselines._quietly():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise SystemExit(1)
+    assert signal.getsignal(signal.SIGINT) == before and logging.root.manager.disable == 0
+
+
+def test_saucie_clusters():
+    clusters = saucie_clusters(CELLS, "batch", steps=20, min_cells=5)
+    assert clusters.shape == (60,) and set(clusters) <= set(range(-1, 60)) and (np.bincount(clusters[clusters >= 0]) >= 5).all()
+    assert np.array_equal(clusters, saucie_clusters(CELLS, "batch", steps=20, min_cells=5))
