@@ -33,6 +33,8 @@ experiments: $(VENV)/.core ## fill the ledgers and figures in figures/; runs tha
 	@mkdir -p out
 	@for d in kang_pbmc pancreas_5tech pbmc_3chem; do $(BIN)/papermill nbs/11_exp_integration.ipynb out/11_$$d.ipynb \
 		-p dataset $$d -p full True -p out figures --log-output || exit 1; done
+	@for d in simulated papalexi norman; do $(BIN)/papermill nbs/14_exp_perturbation.ipynb out/14_$$d.ipynb \
+		-p dataset $$d -p full True -p out figures --log-output || exit 1; done
 
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
 

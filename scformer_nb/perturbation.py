@@ -250,15 +250,18 @@ def split_perturbations(
     conditions: Iterable[str], # all perturbations, in any form
     seed: int = 0, # the same seed gives the same split
     genes: float = 0.25, # share of genes that training never perturbs
-    doubles: float = 0.25, # share of the other doubles to hold out
+    doubles: float = 0.25, # share of the other doubles to hold out; at least one, where there is one
 ) -> pd.DataFrame: # index: perturbation; part: "train" or "test"; unseen: "0/1", "1/1", "0/2", "1/2", "2/2"
     "Seeded split by perturbed genes, free of leakage."
     sets = {c: parse_condition(c) for c in sorted({canonical(c) for c in conditions} - {"control"})}
     rng, all_genes = np.random.default_rng(seed), sorted({g for s in sets.values() for g in s})
     held = set(rng.permutation(all_genes)[:round(genes * len(all_genes))])
     test = [c for c, s in sets.items() if held & set(s)]
-    rest = [c for c, s in sets.items() if len(s) == 2 and not held & set(s)]
-    test += rng.permutation(rest)[:round(doubles * len(rest))].tolist()
+    rest = rng.permutation([c for c, s in sets.items() if len(s) == 2 and not held & set(s)]).tolist()
+    wanted = len(test) + max(round(doubles * len(rest)), min(len(rest), 1 if doubles else 0))
+    for c in rest:
+        others = {g for d, s in sets.items() if d not in test and d != c for g in s}
+        if len(test) < wanted and set(sets[c]) <= others: test.append(c)
     seen = {g for c, s in sets.items() if c not in test for g in s}
     table = pd.DataFrame({"part": ["test" if c in test else "train" for c in sets],
         "unseen": [f"{len(set(s) - seen)}/{len(s)}" for s in sets.values()]}, pd.Index(sets, name="condition"))
@@ -453,7 +456,10 @@ def gears(
     with tempfile.TemporaryDirectory() as folder, _silence():
         data = _gears_data(train, Path(folder), of, seed)
         data.get_dataloader(batch_size, 128)
+        sparse, data.adata = data.adata, data.adata.copy()
+        data.adata.X = sparse.X.toarray()
         model = GEARS(data, device="cuda" if torch.cuda.is_available() else "cpu")
+        model.adata = sparse
         model.model_initialize(G_go=edges, G_go_weight=weight)
         model.train(epochs=max_epochs)
         predicted = model.predict([list(parse_condition(c)) for c in conditions])
@@ -585,7 +591,7 @@ def fit_effects(
         residual @ components.T, 1 / p.n_cells.to_numpy(), 1 / p.n_control, np.zeros(len(components)), np.zeros(4), column, own,
         np.where(column >= 0, p.control.to_numpy()[column], 0))
     grid = np.r_[0, np.geomspace(1e-3, 1e3, 25)] * m.noise.mean()
-    shapes = product([0.1, 1, 10], [0, 0.1, 1], [0, 0.5, 2, 8] if m.alike.shape[1] else [0], [0.05, 0.5])
+    shapes = product([0.1, 1, 10], [0, 0.1, 1], [0, 0.5, 2, 8, 32] if m.alike.shape[1] else [0], [0.05, 0.5])
     _, amplitude, weights = max(((*_likelihood(m, variance, w, grid), w) for w in shapes), key=lambda fit: fit[0])
     return replace(m, amplitude=amplitude, weights=np.array(weights))
 
@@ -868,7 +874,7 @@ def _held_out(self: PerturbationModel, items: pd.DataFrame) -> tuple[list[str], 
     known = genes_in(inner.index[inner.part == "train"])
     unknown = lambda c, known: genes_in([c]) - known
     right = [unknown(c, genes_in(names[i] for i in rows)) == unknown(c, known) for c, rows in zip(items.condition, items.rows, strict=True)]
-    return list(held.index), items[items.condition.isin(held.index) & (right if r.start else True)]
+    return list(held.index), items[items.condition.isin(held.index) & (np.array(right) | (not r.start))]
 
 # %% ../nbs/09_perturbation.ipynb #dd7215d4
 def _gains(
@@ -876,9 +882,11 @@ def _gains(
     wanted: np.ndarray, # (items, genes) what the start misses
     given: np.ndarray, # (items, genes) what the network adds
 ) -> dict[str, float]: # class -> factor in [0, 1]; "all": over all classes
-    "Factors on the correction that leave the least squared error, shrunk where there is little to judge by."
-    ratio = lambda i: float(np.clip((wanted[i] * given[i]).sum() / ((given[i] ** 2).sum() * (1 + 1 / i.sum()) + 1e-12), 0, 1))
-    return {"all": ratio(np.ones(len(unseen), bool))} | {u: ratio(unseen == u) for u in np.unique(unseen)}
+    "Factors on the correction that leave the least squared error; a class with few items follows all of them."
+    ratio = lambda i: float(np.clip((wanted[i] * given[i]).sum() / ((given[i] ** 2).sum() + 1e-12), 0, 1))
+    whole = ratio(np.ones(len(unseen), bool)) * len(unseen) / (len(unseen) + 1)
+    size = {u: int((unseen == u).sum()) for u in np.unique(unseen)}
+    return {"all": whole} | {u: (n * ratio(unseen == u) + 3 * whole) / (n + 3) for u, n in size.items()}
 
 # %% ../nbs/09_perturbation.ipynb #40ddef3e
 @patch
