@@ -225,14 +225,15 @@ def _excess(change: pd.Series, singles: pd.DataFrame, genes: tuple[str, ...]) ->
 def score(
     predicted: pd.DataFrame, # (perturbations, genes) mean expression
     profiles: Profiles, # the truth
-    singles: pd.DataFrame | None = None, # change of single perturbations; None: those of the truth
+    singles: pd.DataFrame | None = None, # (singles, genes) expression that the same model predicts for them; None: no corr_nonadditive
 ) -> pd.DataFrame: # a row per perturbation: the metrics and, where both singles are known, corr_nonadditive
     "Metrics of all predicted perturbations."
-    singles, rows = profiles.change if singles is None else singles, {}
+    own, rows = (profiles.change[:0] if singles is None else singles - profiles.control), {}
     for c, row in predicted.iterrows():
         rows[c] = perturbation_metrics(row, profiles.mean.loc[c], profiles.control, profiles.top[c])
-        true = _excess(profiles.change.loc[c], singles, parse_condition(c))
-        if true is not None: rows[c]["corr_nonadditive"] = pearson(_excess(row - profiles.control, singles, parse_condition(c)), true)
+        genes = parse_condition(c)
+        given, true = _excess(row - profiles.control, own, genes), _excess(profiles.change.loc[c], profiles.change, genes)
+        if given is not None and true is not None: rows[c]["corr_nonadditive"] = pearson(given, true)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/09_perturbation.ipynb #9a60a9b8
@@ -523,7 +524,7 @@ class EffectModel:
     noise: np.ndarray # (names,) one over the number of cells
     shared: float # one over the number of control cells
     amplitude: np.ndarray # (components,) in units of the variance between cells
-    weights: np.ndarray # (4,) offset, common, similar, alone
+    weights: np.ndarray # (5,) offset, common, similar, together, alone
     column: np.ndarray # (targets,) measured column of each target, -1: not measured
     own: np.ndarray # (names, targets) change of a perturbed gene's own expression, NaN elsewhere
     level: np.ndarray # (targets,) control expression, 0 if not measured
@@ -534,15 +535,26 @@ class EffectModel:
 
     def kernel(self, a: Sequence[str], b: Sequence[str], weights: np.ndarray | None = None) -> np.ndarray: # (a, b)
         "Covariance of the changes of two lists of perturbations, in units of a component's amplitude"
-        offset, _, _, alone = weights = self.weights if weights is None else weights
-        return offset + _genewise(self, self.design(a), self.design(b), weights) + alone * (np.array(a)[:, None] == np.array(b))
+        offset, _, _, together, alone = weights = self.weights if weights is None else weights
+        A, B = self.design(a), self.design(b)
+        pairs = together * _pairwise(self, A, B) + alone * (np.array(a)[:, None] == np.array(b))
+        return offset + _genewise(self, A, B, weights) + pairs
 
 # %% ../nbs/09_perturbation.ipynb #1622f011
 def _genewise(m: EffectModel, A: sp.csr_matrix, B: sp.csr_matrix, weights: np.ndarray) -> np.ndarray: # (a, b)
     "Covariance of sums of gene effects"
-    _, common, similar, _ = weights
+    _, common, similar, *_ = weights
     sums = common * A.sum(1) @ B.sum(1).T + (A @ B.T).toarray() + similar * ((A @ m.alike) @ (B @ m.alike).T).toarray()
     return np.asarray(sums)
+
+# %% ../nbs/09_perturbation.ipynb #a87e9bad
+def _pairwise(m: EffectModel, A: sp.csr_matrix, B: sp.csr_matrix) -> np.ndarray: # (a, b), 0 unless both are doubles
+    "Likeness of two pairs: of their genes, one by one, in either order"
+    out, doubles = np.zeros((A.shape[0], B.shape[0])), [np.flatnonzero(np.diff(D.indptr) == 2) for D in (A, B)]
+    first, second = (m.alike[D[rows].indices.reshape(-1, 2).T.ravel()] for D, rows in zip((A, B), doubles, strict=True))
+    S = (first @ second.T).toarray().reshape(2, len(doubles[0]), 2, len(doubles[1]))
+    out[np.ix_(*doubles)] = S[0, :, 0] * S[1, :, 1] + S[0, :, 1] * S[1, :, 0]
+    return out
 
 # %% ../nbs/09_perturbation.ipynb #1a2d5a0a
 def _likelihood(
@@ -588,10 +600,11 @@ def fit_effects(
     control = train.X[(train.obs["condition"] == "control").to_numpy()]
     variance = np.asarray(control @ components.T).var(0) + 1e-9
     m = EffectModel(list(p.mean.index), targets, gene_set_vectors(targets, gene_sets or {}), components,
-        residual @ components.T, 1 / p.n_cells.to_numpy(), 1 / p.n_control, np.zeros(len(components)), np.zeros(4), column, own,
+        residual @ components.T, 1 / p.n_cells.to_numpy(), 1 / p.n_control, np.zeros(len(components)), np.zeros(5), column, own,
         np.where(column >= 0, p.control.to_numpy()[column], 0))
     grid = np.r_[0, np.geomspace(1e-3, 1e3, 25)] * m.noise.mean()
-    shapes = product([0.1, 1, 10], [0, 0.1, 1], [0, 0.5, 2, 8, 32] if m.alike.shape[1] else [0], [0.05, 0.5])
+    similar, together = ([0, 0.5, 2, 8, 32], [0, 0.5, 2, 8]) if m.alike.shape[1] else ([0], [0])
+    shapes = product([0.1, 1, 10], [0, 0.1, 1], similar, together if any("+" in c for c in m.names) else [0], [0.05, 0.5])
     _, amplitude, weights = max(((*_likelihood(m, variance, w, grid), w) for w in shapes), key=lambda fit: fit[0])
     return replace(m, amplitude=amplitude, weights=np.array(weights))
 
