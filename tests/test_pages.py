@@ -8,7 +8,7 @@ import papermill as pm
 import pytest
 
 PAGES = [page for page in notebooks.pages() if "_exp_" in page.stem or page.stem == "index"]
-SHIPPED = {"pbmc68k_reduced"}  # inside scanpy: no download
+SHIPPED = {"pbmc68k_reduced", "simulated"}  # inside scanpy, or drawn: no download
 
 
 def defaults(page):
@@ -25,7 +25,7 @@ def run(page, folder, **parameters):
 
 
 def missing_data(page):
-    "The default datasets that do not come with scanpy, when there is no data folder."
+    "The default datasets that need a download, when there is no data folder."
     values = [value for name, value in defaults(page).items() if name.startswith("dataset")]
     names = {name for value in values for name in (value if isinstance(value, (list, tuple)) else [value])}
     return set() if Path(os.environ.get("SCFORMER_DATA_DIR") or "nowhere").is_dir() else names - SHIPPED

@@ -1,0 +1,217 @@
+"""Perturbation: what a user may get wrong, what a split must never let through, what a saved model must still say."""
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scformer_nb.perturbation import (
+    PAPER,
+    PerturbationModel,
+    PerturbationRecipe,
+    additive,
+    check_split,
+    gears,
+    linear,
+    mean_change,
+    no_change,
+    parse_condition,
+    pearson,
+    perceptron,
+    prepare,
+    profile,
+    score,
+    simulate_perturbations,
+    situations,
+    split_perturbations,
+    training_cells,
+)
+
+SMALL = PerturbationRecipe(dim=16, hidden=16, n_blocks=1, max_genes=16, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return simulate_perturbations(n_genes=40, n_targets=8, n_doubles=10, n_cells=12, seed=3)
+
+
+@pytest.fixture(scope="module")
+def data(adata):
+    return prepare(adata, batch_key="batch")
+
+
+@pytest.fixture(scope="module")
+def split(data):
+    return split_perturbations(data.obs.condition, seed=0)
+
+
+@pytest.fixture(scope="module")
+def train(data, split):
+    return training_cells(data, split)
+
+
+@pytest.fixture(scope="module")
+def model(train, adata):
+    programs = adata.uns["truth"]["programs"]
+    return PerturbationModel(train, direction="up", gene_sets=programs, targets=["UNMEASURED"], recipe=SMALL).fit(1, progress=False)
+
+
+def renamed(adata, old, new):
+    out = adata.copy()
+    out.obs["condition"] = out.obs["condition"].astype(str).replace({old: new})
+    return out
+
+
+def test_no_control_cells(adata):
+    with pytest.raises(ValueError, match="no control cells; name those without a perturbation 'control'"):
+        prepare(renamed(adata, "control", "non-targeting"))
+    with pytest.raises(ValueError, match="condition_key='perturbation' is not a column"):
+        prepare(adata, condition_key="perturbation")
+
+
+@pytest.mark.parametrize("name", ["gene0_+_gene1+", "gene0,gene1", "gene0+gene1+gene2", "gene0 gene1", "gene0+gene0", "+gene0", ""])
+def test_other_formats_are_refused(adata, name):
+    with pytest.raises(ValueError, match="is none of 'A', 'A\\+ctrl', 'A\\+B'"):
+        prepare(renamed(adata, "gene0", name))
+
+
+@pytest.mark.parametrize("name, genes", [("HLA-A", ("HLA-A",)), ("B+A", ("A", "B")), ("ctrl+A", ("A",)), ("control", ()), ("ctrl", ())])
+def test_the_formats_of_the_field_are_read(name, genes):
+    assert parse_condition(name) == genes
+
+
+def test_ctrl_and_control_are_the_same(adata, data):
+    other = renamed(renamed(renamed(adata, "control", "ctrl"), "gene0", "gene0+ctrl"), "gene1", "ctrl+gene1")
+    assert (prepare(other, batch_key="batch").obs.condition.astype(str) == data.obs.condition.astype(str)).all()
+
+
+def test_an_unknown_perturbation_offers_the_nearest_name(model):
+    with pytest.raises(ValueError, match="'gene1O' .did you mean 'gene1'"):
+        model.predict(["gene0+gene1O"])
+    with pytest.raises(ValueError, match="must be named in `targets`"):
+        model.predict("KLF1")
+    assert np.isfinite(model.predict("UNMEASURED")).all().all()
+
+
+def test_small_perturbations_are_left_out_and_counted(adata):
+    keep = (adata.obs.condition != "gene0").to_numpy()
+    keep[np.flatnonzero(~keep)[:4]] = True
+    with pytest.warns(UserWarning, match="1 of 18 perturbations have fewer than 5 cells and are left out: gene0"):
+        assert "gene0" not in set(prepare(adata[keep].copy()).obs.condition)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(adata)
+
+
+@pytest.mark.parametrize("test", [["A+B"], ["B+A"], ["A+ctrl"], ["ctrl+A", "C"]])
+def test_a_test_perturbation_in_training_is_refused(test):
+    with pytest.raises(ValueError, match="1 test perturbations are in training"):
+        check_split(["A", "A+B", "control"], test)
+    check_split(["A", "A+B", "control"], ["B", "C+A", "control"])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_split_leaks(data, seed):
+    table = split_perturbations(data.obs.condition, seed=seed)
+    train, test = table[table.part == "train"], table[table.part == "test"]
+    seen = {g for c in train.index for g in parse_condition(c)}
+    for c, unseen in test.unseen.items():
+        genes = set(parse_condition(c))
+        assert c not in train.index and unseen == f"{len(genes - seen)}/{len(genes)}"
+    cells = training_cells(data, table)
+    assert set(cells.obs.condition) == {"control", *train.index} and len(table) == data.obs.condition.nunique() - 1
+
+
+def test_training_does_not_see_test_cells(data, split, train):
+    "The same predictions when all test cells are replaced by nonsense"
+    changed = data.copy()
+    hidden = ~changed.obs.condition.isin(["control", *split.index[split.part == "train"]]).to_numpy()
+    X = changed.X.toarray()
+    X[hidden] = 7
+    changed.X = type(data.X)(X)
+    test = list(split.index[split.part == "test"])
+    for predict in (no_change, mean_change, additive, linear):
+        assert predict(training_cells(changed, split), test).equals(predict(train, test))
+    models = [PerturbationModel(cells, targets=["gene7"], recipe=SMALL) for cells in (training_cells(changed, split), train)]
+    first, second = (model.fit(1, progress=False).predict(test) for model in models)
+    assert first.equals(second)
+
+
+def test_situations_never_show_what_is_asked():
+    table = situations(["A", "B", "C", "A+B", "A+C", "B+C"])
+    for c, unseen, rows in table.itertuples(index=False):
+        names = [["A", "B", "C", "A+B", "A+C", "B+C"][i] for i in rows]
+        seen = {g for n in names for g in parse_condition(n)}
+        assert c not in names and int(unseen[0]) == len(set(parse_condition(c)) - seen)
+    assert {"1/1", "0/2", "1/2", "2/2"} == set(table.unseen)
+
+
+RECIPES = {"default": SMALL, "genes": replace(SMALL, head="genes"), "raw": replace(SMALL, start=False),
+    "bins": replace(SMALL, values="bins"), "paper": replace(PAPER, dim=16, hidden=16, n_blocks=1, batch_size=64)}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_every_recipe_is_saved_and_loaded(train, split, tmp_path, recipe):
+    model = PerturbationModel(train, direction="up", recipe=recipe, targets=["X"]).fit(1, progress=False)
+    model.save(tmp_path / "model")
+    loaded = PerturbationModel.load(tmp_path / "model")
+    asked = [*split.index[split.part == "test"], "X", "X+gene0"]
+    assert np.allclose(loaded.predict(asked), model.predict(asked), atol=1e-6)
+    assert loaded.recipe == recipe and loaded.history.equals(model.history) and repr(loaded) == repr(model)
+
+
+def test_damaged_and_foreign_folders(model, tmp_path):
+    model.save(tmp_path)
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        model.save(tmp_path)
+    model.save(tmp_path, overwrite=True)
+    (tmp_path / "weights.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:500])
+    with pytest.raises(ValueError, match="cut off or damaged"):
+        PerturbationModel.load(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no saved model"):
+        PerturbationModel.load(tmp_path / "nothing")
+
+
+def test_a_fit_is_reproducible_and_leaves_the_seed_alone(train, split, model, adata):
+    import torch
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    again = PerturbationModel(train, direction="up", gene_sets=adata.uns["truth"]["programs"], targets=["UNMEASURED"], recipe=SMALL)
+    again.fit(1, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert np.allclose(again.predict(split.index), model.predict(split.index), atol=1e-6)
+
+
+def test_wrong_options(train):
+    with pytest.raises(ValueError, match="direction must be 'down' or 'up', not 'sideways'"):
+        PerturbationModel(train, direction="sideways")
+    with pytest.raises(ValueError, match="at least 2"):
+        PerturbationModel(train[train.obs.condition.isin(["control", train.obs.condition.cat.categories[-1]])].copy())
+    with pytest.raises(ValueError, match="max_epochs=0"):
+        PerturbationModel(train, recipe=SMALL).fit(0)
+
+
+def test_effects_find_the_truth_where_signal_is_strong():
+    "Single effects of seen genes, learned from 60 cells each, at corr(delta) 0.95 or more against 180 others"
+    adata = simulate_perturbations(n_genes=60, n_targets=8, n_doubles=10, n_cells=240, seed=0)
+    data = prepare(adata, batch_key="batch")
+    first = (data.obs.groupby("condition", observed=True).cumcount() < 60).to_numpy() | (data.obs.condition == "control").to_numpy()
+    truth, train = profile(data[~first | (data.obs.condition == "control").to_numpy()].copy()), data[first].copy()
+    singles = [c for c in truth.mean.index if "+" not in c]
+    model = PerturbationModel(train, direction="up", recipe=SMALL)
+    model._settings["gain"] = {"all": 0.0}
+    predicted = model.predict(singles)
+    assert score(predicted, truth).corr_delta.mean() > 0.95
+    assert min(pearson(predicted.loc[c] - model.control, truth.change.loc[c]) for c in singles) > 0.85
+
+
+def test_perceptron_leaves_the_seed_alone(train, split):
+    test = list(split.index[split.part == "test"])
+    assert perceptron(train, test, max_epochs=1).equals(perceptron(train, test, max_epochs=1))
+
+
+def test_gears_runs_where_it_is_installed(train, split, adata):
+    pytest.importorskip("gears")
+    test = list(split.index[split.part == "test"])
+    predicted = gears(train, test, adata.uns["truth"]["programs"], max_epochs=1)
+    assert predicted.shape == (len(test), train.n_vars) and np.isfinite(predicted).all().all()
