@@ -22,7 +22,7 @@ demo: $(VENV)/.core ## learn from 700 blood cells in a few minutes; results in o
 test: $(VENV)/.dev ## prove that notebooks and package agree, then run every page and every test
 	$(SAY) are the notebooks clean, package and README in sync?
 	@$(TOOL) check
-	@$(BIN)/ruff check -q nbs tests tools
+	@$(BIN)/ruff check -q nbs tests tools docs
 	$(SAY) the notebooks, cell by cell
 	@test -n "$$SCFORMER_DATA_DIR" || echo "SCFORMER_DATA_DIR names no folder: what needs a download is skipped"
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
@@ -52,11 +52,18 @@ outputs: $(VENV)/.dev ## run the notebooks and store what they show: make output
 readme: $(VENV)/.dev ## render README.md from nbs/index.ipynb
 	@$(TOOL) readme
 
+docs: $(VENV)/.docs ## build the documentation from the stored outputs in _docs, and check its links
+	$(SAY) building the documentation
+	@rm -rf _docs
+	@$(BIN)/sphinx-build -q -W --keep-going -j auto -d _docs/doctrees docs _docs/html
+	@$(BIN)/python tools/docsite.py _docs/html
+	$(SAY) the documentation is in _docs/html/index.html
+
 lint: $(VENV)/.dev ## ruff over notebooks, tests and tools
-	@$(BIN)/ruff check nbs tests tools
+	@$(BIN)/ruff check nbs tests tools docs
 
 clean: ## remove the environment and what tools leave behind; out/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist _docs docs/pages docs/api *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find nbs scformer_nb tests tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.core: settings.ini setup.py constraints.txt
@@ -73,9 +80,14 @@ $(VENV)/.dev: $(VENV)/.baselines
 	@$(PIP) -e '.[dev]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	$(SAY) installing what the documentation needs, some 20 seconds
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.baselines: $(VENV)/.core
 	$(SAY) installing Harmony and scVI, some 2 minutes
 	@$(PIP) -e '.[baselines]'
 	@touch $@
 
-.PHONY: help demo test experiments env hooks outputs readme lint clean
+.PHONY: help demo test experiments env hooks outputs readme docs lint clean
