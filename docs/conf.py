@@ -31,6 +31,7 @@ myst_heading_anchors = 3
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
 linkcode_resolve = made.source_page  # [source] leads to the notebook
 
 html_theme = "furo"
