@@ -53,9 +53,11 @@ def shown(cell):
 
 def sections():
     "The notebooks by chapter of the site, each in reading order."
-    chapter = lambda page: "Experiments" if "_exp_" in page.stem else "Guide" if page.stem < "29" else "Command and benchmark"
-    numbered = [page for page in pages() if page.stem != "index"]
-    return {name: [page for page in numbered if chapter(page) == name] for name in ("Guide", "Experiments", "Command and benchmark")}
+    found = {"Guide": [], "Experiments": [], "Command and benchmark": []}
+    for page in pages():
+        if page.stem != "index":
+            found["Experiments" if "_exp_" in page.stem else "Guide" if page.stem < "28" else "Command and benchmark"].append(page)
+    return found
 
 
 def write_pages(folder):
@@ -82,8 +84,11 @@ def write_pages(folder):
 @cache
 def modules():
     "Exported modules and the notebooks that they come from, in reading order."
-    sources = {page: "\n".join(cell.source for cell in nbformat.read(page, 4).cells if cell.cell_type == "code") for page in pages()}
-    return {found[1]: page for page, source in sources.items() if (found := MODULE.search(source))}
+    found = {}
+    for page in pages():
+        source = "\n".join(cell.source for cell in nbformat.read(page, 4).cells if cell.cell_type == "code")
+        found |= {name: page for name in MODULE.findall(source)}
+    return found
 
 
 def write_api(folder):
@@ -96,7 +101,8 @@ def write_api(folder):
             text = commands()
         else:
             text = f"```{{eval-rst}}\n.. automodule:: scformer_nb.{name}\n   :members:\n   :member-order: bysource\n```\n"
-        head = f"# {'The scformer command' if name == 'cli' else f'scformer_nb.{name}'}\n\nExplained in [{page.stem}](../pages/{page.name}).\n\n"
+        title = "The scformer command" if name == "cli" else f"scformer_nb.{name}"
+        head = f"# {title}\n\nExplained in [{page.stem}](../pages/{page.name}).\n\n"
         (folder / f"{page.stem[:2]}_{name}.md").write_text(head + text, encoding="utf-8")
 
 
@@ -104,12 +110,15 @@ def commands():
     "`--help` of every command, as text that is as wide as a page."
     import typer
     from typer.testing import CliRunner
-    app = import_module("scformer_nb.cli").app
-    names = sorted(typer.main.get_command(app).commands)
-    runner, env = CliRunner(), {"COLUMNS": "92", "TERM": "dumb", "NO_COLOR": "1"}
-    help_of = lambda *args: runner.invoke(app, [*args, "--help"], env=env, prog_name="scformer").output.strip()
-    blocks = [("scformer", help_of()), *((f"scformer {name}", help_of(name)) for name in names)]
-    return "\n".join(f"## {title}\n\n```text\n{text}\n```\n" for title, text in blocks)
+    app, runner = import_module("scformer_nb.cli").app, CliRunner(env={"COLUMNS": "92", "TERM": "dumb", "NO_COLOR": "1"})
+
+    def help_of(command, path):
+        yield path, runner.invoke(app, [*path, "--help"], prog_name="scformer").output
+        for name, below in sorted(getattr(command, "commands", {}).items()):
+            yield from help_of(below, [*path, name])
+
+    texts = help_of(typer.main.get_command(app), [])
+    return "\n".join(f"## {' '.join(['scformer', *path])}\n\n```text\n{text.strip()}\n```\n" for path, text in texts)
 
 
 def rst(text):
@@ -178,7 +187,8 @@ def message_tables():
     found = list(messages())
     parts = []
     for name in dict.fromkeys(name for name, _, _ in found):
-        rows = [f"| {kind} | {text.replace('|', chr(92) + '|').replace('<', '&lt;').replace('`', '')} |" for n, kind, text in found if n == name]
+        plain = [(kind, text.replace("|", "\\|").replace("<", "&lt;").replace("`", "")) for n, kind, text in found if n == name]
+        rows = [f"| {kind} | {text} |" for kind, text in plain]
         parts += [f"### scformer_nb.{name}", "", "| kind | message |", "|---|---|", *rows, ""]
     return "\n".join(parts)
 
@@ -192,7 +202,7 @@ NO_SCORES = {"seed", "seconds", "resolution", "n_seeds"}
 
 def markdown(table, corner):
     "A table of text as Markdown."
-    rows = [[corner, *table.columns], ["---"] * (1 + len(table.columns)), *([index, *row] for index, row in zip(table.index, table.values))]
+    rows = [[corner, *table.columns], ["---"] * (1 + len(table.columns)), *([row.name, *row] for _, row in table.iterrows())]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows) + "\n"
 
 
@@ -222,7 +232,8 @@ def our_tables(experiment, runs):
         runs_of = runs[runs[score].notna()]
         if runs["option"].nunique() > 1:
             for method, found in runs_of.groupby("method", sort=False):
-                mean, sd = (found.pivot(index="dataset", columns="option", values=v)[list(found["option"].unique())] for v in (score, f"{score}_sd"))
+                options = list(found["option"].unique())
+                mean, sd = (found.pivot(index="dataset", columns="option", values=v)[options] for v in (score, f"{score}_sd"))
                 yield markdown(best_in_bold(mean, sd).T, f"{score}, {method}")
             continue
         methods = sorted(runs_of["method"].unique(), key="scFormer".__eq__)
@@ -238,7 +249,9 @@ def paper_table(page):
             names = {"pd": pd}
             exec(ast.unparse(ast.parse(cell.source).body[0]), names)
             table = names["paper"]
-            return {s: table.xs(s, axis=1, level=1).T for s in table.columns.levels[1]} if table.columns.nlevels > 1 else {"AvgBIO": table.T}
+            if table.columns.nlevels == 1:
+                return {"AvgBIO": table.T}
+            return {score: table.xs(score, axis=1, level=1).T for score in table.columns.levels[1]}
     return None
 
 
@@ -255,7 +268,8 @@ def beside_the_paper(page, runs):
         yield markdown(best_in_bold(theirs), score)
         if score in runs and "scFormer" in set(runs["method"]):
             ours = runs.pivot(index="dataset", columns="method", values=score)
-            yield f"scFormer has the highest {score} in {won(theirs)} data sets of the paper, and the highest mean in {won(ours)} data sets here that it has finished.\n"
+            yield (f"scFormer has the highest {score} in {won(theirs)} data sets of the paper, and the highest mean in {won(ours)} "
+                   "data sets here, those counted that it has finished.\n")
 
 
 def results():

@@ -1,0 +1,184 @@
+"""What the documentation says is there: pages, messages, tests, links, commands. The site itself is built by `make docs`."""
+import ast
+import json
+import re
+import shlex
+from configparser import ConfigParser
+from statistics import mean, stdev
+
+import docsite  # tools/docsite.py
+import nbformat
+import notebooks  # tools/notebooks.py
+import pytest
+import typer
+import yaml
+
+from scformer_nb import cli
+
+ROOT = notebooks.ROOT
+TEXTS = [ROOT / "README.md", *sorted(file for file in (ROOT / "docs").rglob("*.md") if file.parent.name not in ("pages", "api"))]
+per_text = pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.stem)
+
+
+def settings():
+    config = ConfigParser(delimiters=["="])
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]
+
+
+# ---- pages
+
+def test_every_notebook_has_its_place():
+    listed = [page for found in docsite.sections().values() for page in found]
+    assert sorted(listed) == [page for page in notebooks.pages() if page.stem != "index"]
+    readme = (ROOT / "README.md").read_text()
+    assert [page.stem for page in listed if f"](nbs/{page.name})" not in readme] == []
+
+
+def test_readers_see_no_directives_and_no_hidden_cells(tmp_path):
+    docsite.write_pages(tmp_path)
+    for page in tmp_path.glob("*.ipynb"):
+        cells = nbformat.read(page, 4).cells
+        assert {cell.cell_type for cell in cells} <= {"code", "markdown"} and not any("#|" in cell.source for cell in cells)
+        hidden = [cell.source for cell in nbformat.read(ROOT / "nbs" / page.name, 4).cells if docsite.HIDE.search(cell.source)]
+        assert not {notebooks.DIRECTIVE.sub("", source) for source in hidden} & {cell.source for cell in cells}
+    assert "pages/00_data" in (tmp_path / "_toc.md").read_text() and "](pages/00_data.ipynb)" in (tmp_path / "_home.md").read_text()
+
+
+def test_definitions_get_an_anchor():
+    source = "N = 3\ndef f(): pass\n@patch(cls_method=True)\ndef load(cls: Model, x): pass\nclass Model: pass"
+    assert list(docsite.definitions(source)) == ["N", "f", "Model.load", "Model"]
+    assert docsite.source_page("py", dict(module="scformer_nb.api", fullname="ScFormer.fit")) == "../pages/06_api.html#ScFormer.fit"
+
+
+# ---- the API
+
+def a_function(
+    x: int,  # (cells,) a number of `adata`, called x_ or *x
+    y=2,
+) -> str:  # a text
+    "One line with `code`."
+
+
+def test_docments_become_parameters():
+    lines = ["One line with `code`."]
+    docsite.add_docments(None, "function", "a_function", a_function, {}, lines)
+    assert lines == ["One line with ``code``.", "", r":param x: (cells,) a number of ``adata``, called x\_ or \*x", ":returns: a text"]
+
+
+# ---- messages
+
+def strings(tree):
+    "Every text in some code, with … for what is filled in."
+    return [docsite.template(node) for node in ast.walk(tree) if isinstance(node, (ast.JoinedStr, ast.BinOp, ast.Constant))]
+
+
+def test_every_message_in_troubleshooting_exists():
+    files = [file.read_text() for file in (ROOT / "scformer_nb").glob("*.py")]
+    cells = [cell.source for page in notebooks.pages() for cell in nbformat.read(page, 4).cells if cell.cell_type == "code"]
+    known = {text for source in files + cells for text in strings(ast.parse(re.sub(r"^[!%].*", "", source, flags=re.M)))}
+    known.add(re.sub(r"\s*\\\n\s*", " ", (ROOT / "Makefile").read_text()))
+    headings = re.findall(r"^### `([^`]+)`$", (ROOT / "docs/howto/troubleshooting.md").read_text(), re.M)
+    assert len(headings) > 40
+    found = {h: re.compile(".*".join(map(re.escape, h.split("…"))), re.S) for h in headings}
+    assert [h for h, pattern in found.items() if not any(pattern.search(text) for text in known)] == []
+
+
+def test_all_messages_are_collected():
+    found = list(docsite.messages())
+    assert ("api", "ValueError", "a loaded model has no training data; make a new ScFormer(adata) to train") in found
+    assert any(kind == "warning" and "taken as they are" in text for _, kind, text in found)
+    assert {name for name, _, _ in found} <= set(docsite.modules())
+
+
+# ---- peers
+
+def test_fifteen_complaints_are_answered():
+    rows = re.findall(r"^\| (\d+) \| (.+?) \| (solved|partly|not) \| (.+?) \| (.+?) \|$", (ROOT / "docs/peers.md").read_text(), re.M)
+    assert [int(number) for number, *_ in rows] == list(range(1, 16))
+    assert all("#" in issues and len(how) > 20 and re.search(r"::test_|\]\(", shown) for _, issues, _, how, shown in rows)
+
+
+@per_text
+def test_tests_that_are_named_exist(file):
+    for name, test in re.findall(r"tests/(\w+\.py)::(\w+)", file.read_text()):
+        assert f"def {test}(" in (ROOT / "tests" / name).read_text(), f"{name}::{test}"
+
+
+def test_nothing_that_has_to_be_compiled_is_required():
+    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert not {"flash-attn", "flash_attn", "torchtext", "fast-transformers", "pytorch-fast-transformers", "rpy2"} & pinned
+
+
+def plain(name):
+    "A package's name as registries compare it."
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_requirement_is_pinned():
+    pinned = {plain(line.split("==")[0]) for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    wanted = [word for key, value in settings().items() if key.endswith("requirements") for word in value.split()]
+    assert [word for word in wanted if plain(re.match(r"[\w.-]+", word)[0]) not in pinned] == []
+
+
+# ---- links and commands
+
+@per_text
+def test_links_between_files_resolve(file):
+    for target in re.findall(r"\]\(([^)#\s]+)", file.read_text()):
+        if "://" not in target:
+            made = ROOT / "nbs" / target.split("pages/")[-1] if "pages/" in target else file.parent / target
+            assert made.exists(), target
+
+
+def test_broken_links_of_a_site_are_found(tmp_path):
+    (tmp_path / "a.html").write_text('<a href="b.html#here">x</a><a href="b.html#there">y</a><img src="c.png"><a href="https://x.org">z</a>')
+    (tmp_path / "b.html").write_text('<p id="here">')
+    assert list(docsite.broken_links(tmp_path)) == [("a.html", "b.html#there"), ("a.html", "c.png")]
+
+
+def command_lines():
+    "The lines in the documentation that call the command."
+    blocks = [block for file in TEXTS for block in re.findall(r"```sh\n(.*?)```", file.read_text(), re.S)]
+    return [line for block in blocks for line in block.splitlines() if line.startswith("scformer ")]
+
+
+def test_commands_and_options_exist():
+    group = typer.main.get_command(cli.app)
+    if "fit" not in group.commands:
+        pytest.skip("the command has its demo only")
+    for line in command_lines():
+        _, name, *words = shlex.split(line, comments=True)
+        assert name in group.commands, line
+        options = {option for param in group.commands[name].params for option in param.opts}
+        assert {word for word in words if re.match(r"--?[a-z]", word)} <= options, line
+
+
+def test_five_lines_of_shell():
+    assert len(command_lines()) > 8
+
+
+# ---- results, citation, CI
+
+def test_results_are_those_of_the_ledger():
+    text = docsite.unbroken("\n".join(docsite.results()))
+    lines = [json.loads(line) for line in (ROOT / "figures/integration.jsonl").read_text().splitlines()]
+    for dataset in {line["dataset"] for line in lines}:
+        runs = [line for line in lines if (line["dataset"], line["method"]) == (dataset, "scFormer")]
+        newest = [line["metrics"]["Overall"] for line in runs if line["settings"] == runs[-1]["settings"]]
+        row = next(row for row in text[text.index("| Overall |"):].splitlines() if row.startswith(f"| {dataset} |"))
+        assert f"{mean(newest):.3f}\u00a0±\u00a0{stdev(newest):.3f}" in row
+    assert "best of five seeds" in text
+
+
+def test_citation_and_changelog_have_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == settings()["version"] and f"## {settings()['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    page = (ROOT / "docs/citation.md").read_text()
+    assert all(reference["doi"] in page for reference in citation["references"])
+
+
+def test_the_workflow_does_what_ci_does():
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    runs = {name: " ".join(step.get("run", "") for step in job["steps"]) for name, job in jobs.items()}
+    assert ".ci/run" in runs["test"] and "make docs" in runs["docs"] and jobs["publish"]["needs"] == ["test", "docs"]
