@@ -20,6 +20,7 @@ project_copyright = cfg["copyright"]
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode"]
 exclude_patterns = ["pages/_*"]  # included by other pages
+smartquotes = False  # obs["batch"] stays what can be typed
 nitpicky = True  # every reference must resolve ...
 nitpick_ignore_regex = [("py:.*", r"(?!scformer_nb\.).*")]  # ... but types of other libraries are text
 
