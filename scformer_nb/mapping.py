@@ -106,7 +106,7 @@ class Reference:
         votes = _votes(distances, rows, self.usual, labels.codes, len(labels.categories))
         self.held_out = pd.DataFrame({"label": labels.categories[votes.argmax(1)], "confidence": votes.max(1), "truth": labels})
         right = votes.argmax(1) == labels.codes
-        if not right.any(): raise ValueError("no held-out reference cell gets its own label: the labels do not fit the embedding or batches")
+        if not right.any(): raise ValueError("no held-out cell gets its own label: labels and embedding do not fit")
         self.thresholds = _thresholds(votes.max(1), right, labels.codes, len(labels.categories), alpha)
 
     def __repr__(self):
@@ -121,7 +121,8 @@ def transfer(self: Reference,
     "Label, confidence and the rule for unknown cells. Raises ValueError for an embedding of another size."
     _check_embedding(embedding := np.asarray(embedding), len(embedding))
     if embedding.shape[1] != self.embedding.shape[1]:
-        raise ValueError(f"the query has {embedding.shape[1]} dimensions, the reference {self.embedding.shape[1]}: embed both with one model")
+        ours, theirs = self.embedding.shape[1], embedding.shape[1]
+        raise ValueError(f"the query has {theirs} dimensions, the reference {ours}: embed both with one model")
     names = self.labels.categories
     votes = _votes(*_neighbours(self.embedding, embedding, self.k), self.usual, self.labels.codes, len(names))
     best, confidence = votes.argmax(1), votes.max(1)
