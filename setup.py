@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-EXTRAS = ("dev", "baselines", "gears", "docs")
+EXTRAS = ("dev", "baselines", "gears", "hub", "docs")
 
 setup(
     name=cfg["lib_name"],

@@ -371,4 +371,6 @@ def fit(
         raise KeyboardInterrupt from None
     network.load_state_dict(best.weights)
     network.eval()
+    if (n := len(history.rows)) > max_epochs:
+        warnings.warn(f"the run in {run_dir} has {n} epochs already, more than max_epochs={max_epochs}: all {n} count", stacklevel=2)
     return pd.DataFrame(history.rows)

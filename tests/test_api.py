@@ -1,21 +1,27 @@
 """From counts to embeddings and back from disk on toy cells: bad input, what must not matter, saved models, the command's refusals."""
+import inspect
 import json
 import os
 import pickle
 import shutil
+import sys
 import tempfile
+import tracemalloc
 import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.torch
+import scanpy as sc
 import scipy.sparse as sp
 import torch
+from scib.metrics import silhouette
 from typer.testing import CliRunner
 
 from scformer_nb import api, cli, data
@@ -85,6 +91,44 @@ def test_every_form_of_counts_gives_the_same_model_and_embedding(trained, Z, for
     assert our_warnings(recwarn) == []
     if backed:
         given.file.close()
+
+
+@pytest.mark.parametrize("form", [COUNTS, COUNTS.toarray(), COUNTS.tocsc()], ids=["CSR", "dense", "CSC"])
+def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch):
+    sizes, check = [], api.check_adata
+    monkeypatch.setattr(api, "PART", 16)
+    monkeypatch.setattr(api, "check_adata", lambda adata, **how: sizes.append(adata.n_obs) or check(adata, **how))
+    toy(form).write_h5ad(tmp_path / "x.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    trained.annotate(backed)
+    assert sizes == ([60] if sp.issparse(form) and form.format == "csc" else [16, 16, 16, 12])
+    assert np.abs(backed.obsm["X_scformer"] - Z).max() < 1e-6
+    backed.write_h5ad(tmp_path / "annotated.h5ad")
+    assert np.array_equal(anndata.read_h5ad(tmp_path / "annotated.h5ad").obsm["X_scformer"], backed.obsm["X_scformer"])
+    assert np.abs(trained.embed_cells(backed[10:50]) - Z[10:50]).max() < 1e-6
+    backed.file.close()
+
+
+def test_an_unseen_batch_at_the_end_of_a_backed_file_is_said_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "PART", 16)
+    monkeypatch.setattr(api, "_embed", lambda *args: pytest.fail("it embedded"))
+    toy(batch=["batch_0"] * 59 + ["lab 7"]).write_h5ad(tmp_path / "x.h5ad")
+    with pytest.raises(ValueError, match="not seen in training: lab 7"):
+        model(recipe=DSBN).embed_cells(anndata.read_h5ad(tmp_path / "x.h5ad", backed="r"))
+
+
+def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypatch):
+    more = sp.random(6000, 2000, 0.2, "csr", np.float32, random_state=0, data_rvs=lambda n: np.full(n, 1.0))
+    names = [*CELLS.var_names, *(f"extra_{i}" for i in range(1940))]
+    anndata.AnnData(more, var=pd.DataFrame(index=names)).write_h5ad(tmp_path / "x.h5ad")
+    monkeypatch.setattr(api, "PART", 500)
+    monkeypatch.setattr(api, "_embed", lambda network, cells, device: np.ones((len(cells), 16), np.float32))
+    backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    tracemalloc.start()
+    trained.embed_cells(backed)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < more.data.nbytes + more.indices.nbytes  # 19 MB; less than the counts, and they are a fifth of the dense matrix
 
 
 def test_counts_in_a_layer(trained, Z):
@@ -312,6 +356,14 @@ def test_annotations_survive_the_disk(trained, kind, tmp_path):
     back.write_h5ad(tmp_path / "again.h5ad")
 
 
+def test_scanpy_and_scib_read_on(trained):
+    given = CELLS.copy()
+    trained.annotate(given)
+    sc.pp.neighbors(given, use_rep="X_scformer", n_neighbors=10, method="gauss")  # the default compiles umap-learn for ten seconds
+    assert given.uns["neighbors"]["params"]["use_rep"] == "X_scformer" and given.obsp["connectivities"].shape == (60, 60)
+    assert 0 < silhouette(given, "cell_type", "X_scformer") < 1
+
+
 def test_nothing_warns_on_the_plain_way(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -529,6 +581,75 @@ def test_weights_that_are_cut_off(saved, share):
     (saved / "weights.safetensors").write_bytes(whole[:int(share * len(whole))])
     with pytest.raises(ValueError, match="is cut off or damaged .*; copy or save it again"):
         ScFormer.load(saved)
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda weights: {k: v.index_fill(0, torch.tensor(0), np.nan) if k == "encoder.gene.weight" else v for k, v in weights.items()},
+     "1 of .* tensors in .* have NaN or infinite values .encoder.gene.weight.; copy or train it again"),
+    (lambda weights: {k: v for k, v in weights.items() if k != "encoder.gene.weight"}, "do not belong together")],
+    ids=["NaN", "a tensor is missing"])
+def test_weights_that_are_spoilt(trained, saved, change, message):
+    api._write_model(saved, change(trained.network.state_dict()), trained._facts(), overwrite=True)
+    with pytest.raises(ValueError, match=message):
+        ScFormer.load(saved)
+
+
+# ---- the hub
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    "A stand-in for huggingface_hub: a folder, and the calls it got."
+    calls = []
+
+    class HfApi:
+        def create_repo(self, repo_id, **how):
+            calls.append(("create_repo", repo_id, how))
+
+        def upload_folder(self, **how):
+            calls.append(("upload_folder", sorted(os.listdir(how["folder_path"])), how))
+            shutil.copytree(how["folder_path"], tmp_path / how["repo_id"])
+            return f"commit of {how['repo_id']}"
+
+    def snapshot_download(repo_id, **how):
+        calls.append(("snapshot_download", repo_id, how))
+        return str(tmp_path / repo_id)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=HfApi, snapshot_download=snapshot_download))
+    return calls
+
+
+def test_a_model_comes_back_from_the_hub(trained, hub):
+    assert trained.push_to_hub("lab/toy") == "commit of lab/toy"
+    assert same(ScFormer.from_hub("lab/toy", revision="abc"), trained)
+    made, sent, got = hub
+    assert made == ("create_repo", "lab/toy", {"private": True, "exist_ok": True})
+    assert sent[1] == ["README.md", "model.json", "weights.safetensors"] and not Path(sent[2]["folder_path"]).exists()
+    assert got[2] == {"revision": "abc", "allow_patterns": ["model.json", "weights.safetensors"]}  # nothing else is downloaded
+
+
+def test_an_untrained_model_is_not_shared(hub):
+    with pytest.raises(ValueError, match="not trained; fit it before you share it"):
+        model().push_to_hub("lab/toy")
+    assert hub == []
+
+
+def test_the_hub_is_called_as_it_wants_to_be():
+    real = pytest.importorskip("huggingface_hub")
+    used = {real.HfApi.create_repo: "repo_id private exist_ok", real.HfApi.upload_folder: "repo_id folder_path commit_message",
+            real.snapshot_download: "repo_id revision allow_patterns"}
+    for function, names in used.items():
+        assert set(names.split()) <= set(inspect.signature(function).parameters)
+
+
+def test_a_card_says_what_it_knows_and_no_more(trained):
+    plain = trained.model_card("lab/toy")
+    assert "license" not in plain and "Not stated" in plain and "Metrics" not in plain
+    assert "simulated: 60 cells, 60 genes" in plain and "2 sequencing batches" in plain and "2 epochs" in plain
+    assert "batch_0" not in plain  # a batch may be named after a donor
+    odd = toy()
+    odd.uns["dataset"] = "two\nlines | and a bar"
+    card = model(odd, batch_key=None).model_card("lab/toy", {"NMI | x": 1}, licence="other: mine")
+    assert "two lines | and a bar: 60 cells" in card and "no sequencing batches" in card and "Not trained." in card
+    assert 'license: "other: mine"\n---\n' in card and "| NMI / x | 1 |" in card
 
 
 # ---- the command
