@@ -137,6 +137,8 @@ def _gene_names(adata) -> list[str]: # a note, or none
     return [f"genes go by {'Ensembl ids' if ensembl else 'numbers'}, so gene sets and data that go by symbols do not match{way}"]
 
 # %% ../nbs/29_runner.ipynb #aa57eefc
+_PLURAL = {"label_key": "cell types", "batch_key": "batches", "condition_key": "conditions"}
+
 def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: # what the columns hold
     "Columns that parameters name. Raises ValueError with the nearest column."
     said = []
@@ -145,7 +147,7 @@ def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: #
             way = f", or -p {name}= for none" if "empty:" in params[name].help else ""
             known = _hint(values[name], [str(c) for c in obs])
             raise ValueError(f"{name}={values[name]!r} is not a column of obs: {known}; say -p {name}=COLUMN{way}")
-        said.append(f"{obs[values[name]].nunique()} values of {values[name]} ({name.removesuffix('_key')})")
+        said.append(f"{obs[values[name]].nunique()} {_PLURAL.get(name, 'values')} ({values[name]})")
     return said
 
 # %% ../nbs/29_runner.ipynb #3123d367
