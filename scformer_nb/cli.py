@@ -82,16 +82,21 @@ def fit(
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Our recipe, or the paper's.")] = "default",
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option(help="Continue the run in the folder.")] = False,
-    accelerator: Annotated[str, typer.Option(help="auto, cpu, gpu or mps.")] = "auto",
+    accelerator: Annotated[Literal["auto", "cpu", "gpu", "mps"], typer.Option(help="Where to compute.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes or GPUs.")] = 1,
 ):
     "Train a model on cells."
     with _told():
+        if _first() and not resume and out.is_dir() and any(out.iterdir()):
+            raise FileExistsError(f"{out} is not empty; name another folder with -o, or continue the run in it with --resume")
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
         from scformer_nb.api import ScFormer
         from scformer_nb.data import load
         from scformer_nb.training import DEFAULT, PAPER
         model = ScFormer(load(data), batch_key, layer, n_hvg, seed=seed, recipe=PAPER if preset == "paper" else DEFAULT)
-        model.fit(epochs, out, resume, _watched(), accelerator, devices)
+        try: model.fit(epochs, out, resume, _watched(), accelerator, devices)
+        except MisconfigurationException as e: raise ValueError(f"--accelerator {accelerator} --devices {devices}: {e}") from None
         model.save(out, overwrite=True)
         _say(f"{model!r}\n{out}")
 
