@@ -22,9 +22,10 @@ import scformer_nb
 # %% ../nbs/28_report.ipynb #0cd8ee7c
 def _formula(latex: str) -> str: # HTML
     "A formula as an image; as code where matplotlib does not know it."
+    from matplotlib.font_manager import FontProperties
     from matplotlib.mathtext import math_to_image
     svg = io.BytesIO()
-    try: depth = math_to_image(f"${latex}$", svg, dpi=72, format="svg")
+    try: depth = math_to_image(f"${latex}$", svg, prop=FontProperties(size=13), dpi=72, format="svg")
     except ValueError: return f"<code>{latex}</code>"
     data, alt = base64.b64encode(svg.getvalue()).decode(), latex.replace('"', "'")
     return f'<img class="formula" alt="{alt}" style="vertical-align:{-depth:.1f}pt" src="data:image/svg+xml;base64,{data}">'
@@ -42,6 +43,8 @@ def _prose(source: str) -> str: # HTML
 def _as_table(html: str) -> str: # HTML
     "A table of pandas, scFormer's row and cells of text marked."
     html = re.sub(r"<style.*?</style>", "", html, flags=re.S).replace(' border="1"', "")
+    index_row = r"<th></th>((?:\s*<th>[^<]*</th>)+\s*</tr>)\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)+\s*</tr>"
+    html = re.sub(index_row, r"<th>\2</th>\1", html)
     html = re.sub(r"<tr>(\s*<th>scFormer</th>)", r'<tr class="ours">\1', html)
     return re.sub(r"<td>([^<]{40,})</td>", r'<td class="text">\1</td>', html)
 

@@ -97,9 +97,7 @@ def read_value(
 # %% ../nbs/29_runner.ipynb #4f53ab57
 _ELSEWHERE = {"out": "the folder is named with -o", "full": "a run is full unless --quick is given"}
 
-def _datasets(params: dict[str, Parameter]) -> list[str]:
-    "Names of the parameters that take data"
-    return [name for name in params if name.startswith("dataset")]
+_DATA = ("dataset", "first", "second")
 
 def read_given(
     params: dict[str, Parameter], # of the page
@@ -111,7 +109,7 @@ def read_given(
         name, equals, text = pair.partition("=")
         if not equals: raise ValueError(f"-p {pair}: a name and a value are needed, as in -p label_key=my_label")
         if name not in params: raise ValueError(f"-p {pair}: the page has no parameter {name!r}; {_hint(name, params)}")
-        if name in _datasets(params): raise ValueError(f"-p {pair}: the data is named behind the page, without -p")
+        if name in _DATA: raise ValueError(f"-p {pair}: the data is named behind the page, without -p")
         if name in _ELSEWHERE: raise ValueError(f"-p {pair}: {_ELSEWHERE[name]}")
         if name in values: raise ValueError(f"-p {pair}: {name} is given twice")
         values[name] = read_value(params[name], text)
@@ -303,13 +301,18 @@ def _leave(nb, folder: Path, facts: dict, settings: list[dict], notes: list[str]
     return metrics
 
 # %% ../nbs/29_runner.ipynb #781a6214
+def _data_values(params: dict[str, Parameter], data: list[str]) -> dict:
+    "Values of the parameters that take data: one `dataset`, or the files `first` and `second`. Raises ValueError."
+    pair = "first" in params
+    if pair and len(data) == 2: return dict(first=data[0], second=data[1], dataset="_".join(Path(d).stem for d in data))
+    if len(data) != 1 or (pair and Path(data[0]).suffix):
+        raise ValueError(f"the page takes {'two .h5ad files' if pair else 'one data set'}, not {len(data)}: {' '.join(data) or 'none'}")
+    return {"dataset": data[0]}
+
 def _all_values(params: dict[str, Parameter], data: list[str], given: list[str], folder: Path, quick: bool) -> dict:
     "Values of all parameters of a page. Raises ValueError."
-    names = _datasets(params)
-    if len(data) != len(names):
-        raise ValueError(f"the page takes {len(names)} data sets ({', '.join(names)}), not {len(data)}: {' '.join(data) or 'none'}")
     values = {name: p.default for name, p in params.items()} | ({"seeds": [0]} if "seeds" in params else {})
-    return values | read_given(params, given) | dict(zip(names, data, strict=True), out=str(folder / "work"), full=not quick)
+    return values | read_given(params, given) | _data_values(params, data) | dict(out=str(folder / "work"), full=not quick)
 
 def _settings(params: dict[str, Parameter], values: dict) -> list[dict]: # rows of the report
     "Parameters with value and meaning"
@@ -318,13 +321,12 @@ def _settings(params: dict[str, Parameter], values: dict) -> list[dict]: # rows 
 
 # %% ../nbs/29_runner.ipynb #05889fe5
 def _looked(params: dict[str, Parameter], values: dict) -> tuple[list[str], list[str]]: # data in lines, notes
-    "All data sets of a page, looked at; what a page simulates itself is taken at its word"
-    known, lines, notes = set(scformer_nb.data.datasets().index), [], []
-    for name in _datasets(params):
-        own = values[name] == params[name].default and values[name] not in known
-        line, said = (f"{values[name]}, made by the page", []) if own else look(values[name], values, params)
-        lines, notes = [*lines, line], [*notes, *said]
-    return lines, notes
+    "All data of a page, looked at; what a page makes or puts together itself is taken at its word"
+    name, own = values["dataset"], [values[k] for k in _DATA[1:] if values.get(k)]
+    if not own and ("first" in params or (name == params["dataset"].default and name not in scformer_nb.data.datasets().index)):
+        return [f"{name}, made by the page"], []
+    looks = [look(d, values, params) for d in own or [name]]
+    return [line for line, _ in looks], [note for _, notes in looks for note in notes]
 
 # %% ../nbs/29_runner.ipynb #1c8635e9
 def run_page(
