@@ -206,15 +206,15 @@ def test_a_quick_run_of_a_real_page_leaves_a_report(scformer, tmp_path, monkeypa
     (tmp_path / "scvi/__init__.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(notebooks.ROOT)]))
     monkeypatch.setenv("PATH", str(notebooks.BIN))  # no Rscript
-    out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "max_epochs=1", "-o", tmp_path / "out")
+    out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "methods=PCA,scVI", "-o", tmp_path / "out")
     report = (tmp_path / "out/report.html").read_text()
     assert "scFormer" in out and out.rstrip().endswith("report.html") and said == ""
     assert "a quick look" in report and "pbmc68k_reduced: 700 cells, 765 genes, 10 cell types (cell_type)" in report
-    assert "scformer run clustering pbmc68k_reduced -p max_epochs=1 --quick" in report and "pip install" in report
+    assert "scformer run clustering pbmc68k_reduced -p methods=PCA,scVI --quick" in report and "pip install" in report
     assert report.count("<img") >= 3 and "<script" not in report and "src=\"http" not in report
     names = {p.name for p in (tmp_path / "out/figures").iterdir()}
     assert {"clustering_pbmc68k_reduced_umap.png", "clustering_pbmc68k_reduced_history.svg"} <= names
-    assert set(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]) == {"HVG", "PCA", "scFormer"}
+    assert set(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]) == {"PCA", "scFormer"}
 
 
 # ---- the other commands
