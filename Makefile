@@ -27,7 +27,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	@test -n "$$SCFORMER_DATA_DIR" || echo "SCFORMER_DATA_DIR names no folder: what needs a download is skipped"
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
 	$(SAY) the tests
-	@$(BIN)/pytest -q
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night from nothing)
 	@mkdir -p out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'DETERMINISTIC', 'MissingBaseline', 'hvg', 'pca', 'harmony', 'scvi', 'scvi_genes', 'seurat', 'saucie',
-           'saucie_clusters', 'run_baseline']
+           'saucie_clusters']
 
 # %% ../nbs/08_baselines.ipynb #2aa68a49
 import contextlib
@@ -417,21 +417,3 @@ def saucie_clusters(
 # %% ../nbs/08_baselines.ipynb #4bc25e15
 BASELINES: dict[str, Callable] = {"HVG": hvg, "PCA": pca, "Seurat": seurat, "Harmony": harmony, "scVI": scvi, "SAUCIE": saucie}
 DETERMINISTIC: set[str] = {"HVG", "PCA", "Seurat"}
-
-# %% ../nbs/08_baselines.ipynb #583df2a9
-def run_baseline(
-    name: str, # one of `BASELINES`
-    adata: AnnData, # of `preprocess`
-    batch_key: str | None = None, # column of obs
-    seed: int = 0, # of the method
-) -> tuple[np.ndarray | None, str]: # embedding and "", or None and the reason in one line
-    "A baseline that may fail. Raises KeyError for an unknown name or column, ValueError for cells without a batch."
-    if name not in BASELINES:
-        raise KeyError(f"{name!r} is no baseline: name one of {', '.join(BASELINES)}")
-    _batches(adata, batch_key)
-    try:
-        Z = BASELINES[name](adata, batch_key, seed)
-    except Exception as error:
-        kind = "" if isinstance(error, MissingBaseline) else f"{type(error).__name__}: "
-        return None, kind + " ".join(str(error).split())
-    return (Z, "") if np.isfinite(Z).all() else (None, f"{name} gave values that are not finite")

@@ -421,10 +421,11 @@ def _gears_data(train: ad.AnnData, folder: Path, of: dict[str, set], seed: int):
     "Training cells in GEARS' form; a tenth of the perturbations choose its epoch"
     from gears import PertData
     (folder / "gene2go_all.pkl").write_bytes(pickle.dumps(of))
+    (folder / "genes.pkl").write_bytes(pickle.dumps(list(of)))  # all of them have a place in its graph, measured and seen or not
     form = lambda c: "ctrl" if c == "control" else c if "+" in c else f"{c}+ctrl"
     obs = pd.DataFrame({"condition": [form(c) for c in train.obs["condition"]], "cell_type": "cell"}, train.obs_names)
     cells = ad.AnnData(train.X.astype(np.float32), obs, pd.DataFrame({"gene_name": list(train.var_names)}, train.var_names))
-    data = PertData(str(folder), default_pert_graph=False)
+    data = PertData(str(folder), gene_set_path=str(folder / "genes.pkl"), default_pert_graph=False)
     data.new_data_process("screen", cells)
     names = np.random.default_rng(seed).permutation(sorted(set(obs["condition"]) - {"ctrl"})).tolist()
     n = max(1, len(names) // 10)

@@ -19,7 +19,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from scformer_nb import baselines
-from scformer_nb.baselines import BASELINES, DETERMINISTIC, MissingBaseline, run_baseline, saucie_clusters, scvi_genes
+from scformer_nb.baselines import BASELINES, DETERMINISTIC, MissingBaseline, saucie_clusters, scvi_genes
 from scformer_nb.data import preprocess, simulate
 
 CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch
@@ -93,39 +93,22 @@ def test_a_batch_of_one_cell():
 @each
 def test_mistakes_of_the_caller_are_errors(name):
     adata = CELLS.copy()
-    for f in (BASELINES[name], partial(run_baseline, name)):
-        with pytest.raises(KeyError, match="batch_key='donor' is not in obs: name one of cell_type, batch"):
-            f(adata, "donor")
+    with pytest.raises(KeyError, match="batch_key='donor' is not in obs: name one of cell_type, batch"):
+        BASELINES[name](adata, "donor")
     adata.obs.loc[adata.obs_names[:3], "batch"] = np.nan
-    for f in (BASELINES[name], partial(run_baseline, name)):
-        with pytest.raises(ValueError, match="3 of 60 cells have no batch"):
-            f(adata, "batch")
+    with pytest.raises(ValueError, match="3 of 60 cells have no batch"):
+        BASELINES[name](adata, "batch")
     del adata.layers["counts"]
     with pytest.raises(KeyError, match="no layer 'counts'"):
-        run_baseline(name, adata)
-
-
-def test_unknown_names_and_failures():
-    with pytest.raises(KeyError, match="'scvi' is no baseline: name one of HVG, PCA, Seurat, Harmony, scVI, SAUCIE"):
-        run_baseline("scvi", CELLS)
-    Z, reason = run_baseline("Harmony", CELLS)
-    assert Z is None and reason.startswith("ValueError: Harmony aligns batches") and "\n" not in reason
-    Z, reason = run_baseline("PCA", CELLS, "batch")
-    assert reason == "" and np.array_equal(Z, BASELINES["PCA"](CELLS))
-
-
-def test_values_that_are_not_finite_are_a_failure(monkeypatch):
-    monkeypatch.setitem(BASELINES, "PCA", lambda *_: np.array([[np.nan]], dtype=np.float32))
-    assert run_baseline("PCA", CELLS) == (None, "PCA gave values that are not finite")
+        BASELINES[name](adata)
 
 
 @pytest.mark.parametrize(("name", "package"), [("Harmony", "harmonypy"), ("scVI", "scvi")])
 def test_a_missing_package(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingBaseline, match="scformer_nb.baselines"):
+    with pytest.raises(MissingBaseline) as caught:
         BASELINES[name](CELLS, "batch")
-    Z, reason = run_baseline(name, CELLS, "batch")
-    assert Z is None and INSTALL in reason and "\n" not in reason and isinstance(MissingBaseline(), ImportError)
+    assert INSTALL in str(caught.value) and "\n" not in str(caught.value) and isinstance(caught.value, ImportError)
 
 
 def fake_r(folder, monkeypatch, script):
@@ -138,9 +121,10 @@ def fake_r(folder, monkeypatch, script):
 
 def test_a_missing_r(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    Z, reason = run_baseline("Seurat", CELLS, "batch")
-    assert Z is None and reason.startswith("Seurat needs R, and there is no Rscript on the PATH")
-    assert "apt-get install --no-install-recommends r-cran-seurat" in reason and "install.packages('Seurat')" in reason
+    with pytest.raises(MissingBaseline, match="^Seurat needs R, and there is no Rscript on the PATH") as caught:
+        BASELINES["Seurat"](CELLS, "batch")
+    for command in ("apt-get install --no-install-recommends r-cran-seurat", "install.packages('Seurat')"):
+        assert command in str(caught.value)
 
 
 def test_an_r_without_seurat(tmp_path, monkeypatch):
@@ -151,8 +135,8 @@ def test_an_r_without_seurat(tmp_path, monkeypatch):
 
 def test_an_r_that_fails(tmp_path, monkeypatch):
     fake_r(tmp_path, monkeypatch, "for i in 1 2 3 4 5 6; do echo line $i >&2; done; exit 1")
-    Z, reason = run_baseline("Seurat", CELLS)
-    assert Z is None and reason == "RuntimeError: Seurat failed: line 3 / line 4 / line 5 / line 6"
+    with pytest.raises(RuntimeError, match="^Seurat failed: line 3 / line 4 / line 5 / line 6$"):
+        BASELINES["Seurat"](CELLS)
 
 
 @pytest.mark.skipif("scVI" in MISSING, reason="scVI is not installed")

@@ -212,6 +212,6 @@ def test_perceptron_leaves_the_seed_alone(train, split):
 
 def test_gears_runs_where_it_is_installed(train, split, adata):
     pytest.importorskip("gears")
-    test = list(split.index[split.part == "test"])
+    test = [*split.index[split.part == "test"], "UNMEASURED"]
     predicted = gears(train, test, adata.uns["truth"]["programs"], max_epochs=1)
     assert predicted.shape == (len(test), train.n_vars) and np.isfinite(predicted).all().all()
