@@ -21,15 +21,23 @@ import typer
 # %% ../nbs/30_cli.ipynb #4c2912a0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-@app.callback(epilog="Exit codes: 0 done, 1 the run failed, 2 the input is at fault. Results are on stdout, all else on stderr.")
+_CODES = "Exit codes: 0 done, 1 the run failed, 2 the input is at fault. Results are on stdout, all else on stderr."
+
+@app.callback(epilog=_CODES)
 def _scformer():
-    "Transformer embeddings of cells and genes for single-cell RNA-seq."
+    """Transformer embeddings of cells and genes for single-cell RNA-seq.
+
+    A report on your own cells, beside baselines:  scformer run clustering my.h5ad -p label_key=my_label -o out/mine
+
+    Vectors of your cells in a file:  scformer fit my.h5ad -o run;  scformer embed run my.h5ad -o embedded.h5ad
+    """
 
 # %% ../nbs/30_cli.ipynb #ee79782a
 def _first() -> bool:
     "Whether this is the first process of a run, or the only one"
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
+# %% ../nbs/30_cli.ipynb #2fff2dba
 def _say(text: str, err: bool = False) -> None:
     "A line on stdout, or on stderr"
     if _first(): typer.echo(text, err=err)
@@ -56,7 +64,8 @@ def _told() -> Iterator[None]:
             raise typer.Exit(2) from None
 
 # %% ../nbs/30_cli.ipynb #f88f808a
-Data = Annotated[str, typer.Argument(metavar="DATA", help="An .h5ad with raw counts, or a name of `scformer datasets`.")]
+_DATA = "An .h5ad with raw counts, or a name of `scformer datasets`."
+Data = Annotated[str, typer.Argument(metavar="DATA", help=_DATA)]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a fitted model.")]
 BatchKey = Annotated[str | None, typer.Option(help="Column of obs with the sequencing batch; none: one batch.")]
 Layer = Annotated[str | None, typer.Option(help="Layer with raw counts; none: X.")]
@@ -81,7 +90,7 @@ def fit(
     n_hvg: Annotated[int, typer.Option(min=2, help="Highly variable genes to use.")] = 1200,
     preset: Annotated[Literal["default", "paper"], typer.Option(help="Our recipe, or the paper's.")] = "default",
     seed: Seed = 0,
-    resume: Annotated[bool, typer.Option(help="Continue the run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     accelerator: Annotated[Literal["auto", "cpu", "gpu", "mps"], typer.Option(help="Where to compute.")] = "auto",
     devices: Annotated[int, typer.Option(min=1, help="Processes or GPUs.")] = 1,
 ):
@@ -192,8 +201,9 @@ def perturb_predict(
             else: _as_adata(table).write_h5ad(file)
         _say(str(out))
 
+# %% ../nbs/30_cli.ipynb #41211df1
 def _as_adata(table): # AnnData
-    "Predictions as scanpy reads them; `layers['change']` is the difference to control"
+    "Predictions as scanpy reads them"
     from anndata import AnnData
     return AnnData(table.to_numpy(), obs=table[[]], var=table.T[[]], layers={"change": (table - table.loc["control"]).to_numpy()})
 
@@ -241,7 +251,7 @@ Out = Annotated[Path | None, typer.Option("-o", "--out", help=_OUT)]
 @app.command(epilog="Example: scformer run integration my.h5ad -p label_key=my_label -p batch_key=plate -o out/mine")
 def run(
     page: Annotated[str | None, typer.Argument(metavar="PAGE", help="clustering, integration, ...; --list shows all.")] = None,
-    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", help="As in the other commands.")] = None,
+    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", help=_DATA)] = None,
     out: Out = None, given: Given = None, quick: Quick = False,
     show: Annotated[bool, typer.Option("--list", help="Show the pages, or the parameters of PAGE.")] = False,
     as_json: AsJson = False,

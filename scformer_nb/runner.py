@@ -6,7 +6,7 @@
 __all__ = ['pages', 'find_page', 'Parameter', 'parameters', 'read_value', 'read_given', 'look', 'put', 'claimed', 'PageFailed',
            'run_page']
 
-# %% ../nbs/29_runner.ipynb #466193d2
+# %% ../nbs/29_runner.ipynb #2bbe2903
 import ast
 import json
 import os
@@ -24,12 +24,13 @@ from typing import NamedTuple
 
 import scformer_nb
 
-# %% ../nbs/29_runner.ipynb #c47d3139
+# %% ../nbs/29_runner.ipynb #8fcff5f2
 def _hint(name: str, known) -> str:
     "The nearest known name, or all of them."
     near = get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
 
+# %% ../nbs/29_runner.ipynb #9ed6ba4e
 def _short(page: Path) -> str:
     "Short name of a page"
     return page.stem.split("_exp_")[-1]
@@ -40,7 +41,7 @@ def pages() -> dict[str, Path]: # short name: notebook
     found = sorted([*here.glob("pages/*_exp_*.ipynb")] or here.parent.glob("nbs/*_exp_*.ipynb"))
     return {_short(p): p for p in found}
 
-# %% ../nbs/29_runner.ipynb #4d1d989b
+# %% ../nbs/29_runner.ipynb #10f35291
 def find_page(
     name: str, # short name
 ) -> Path: # the notebook
@@ -48,7 +49,7 @@ def find_page(
     if name not in (known := pages()): raise ValueError(f"there is no page {name!r}: {_hint(name, known)}")
     return known[name]
 
-# %% ../nbs/29_runner.ipynb #948e4f25
+# %% ../nbs/29_runner.ipynb #a51423fe
 class Parameter(NamedTuple):
     "One line of a page's parameters."
     name: str # as in the page
@@ -56,6 +57,7 @@ class Parameter(NamedTuple):
     default: object # of that type
     help: str # the comment behind it
 
+# %% ../nbs/29_runner.ipynb #100acfb4
 def _papermill(): # the module
     "papermill, told to take the kernel of this environment, with its log of harmless things off"
     import logging
@@ -64,6 +66,7 @@ def _papermill(): # the module
     logging.getLogger("papermill").setLevel(logging.ERROR)
     return papermill
 
+# %% ../nbs/29_runner.ipynb #142b9637
 def parameters(
     page: Path, # a notebook
 ) -> dict[str, Parameter]: # by name, in the order of the page
@@ -71,14 +74,15 @@ def parameters(
     found = _papermill().inspect_notebook(str(page)).values()
     return {p["name"]: Parameter(p["name"], p["inferred_type_name"], ast.literal_eval(p["default"]), p["help"]) for p in found}
 
-# %% ../nbs/29_runner.ipynb #e01b565b
-_WANTED = {"int": (int, "a whole number such as 1200"), "float": (float, "a number such as 0.5")}
-
+# %% ../nbs/29_runner.ipynb #0c1bdd13
 def _read_list(p: Parameter, text: str) -> list:
     "Elements of the type that the default's have"
     parts = [part.strip().strip("'\"") for part in text.strip().removeprefix("[").removesuffix("]").split(",")]
     kind = type(p.default[0]) if p.default else str
     return [read_value(p._replace(type=kind.__name__), part) for part in parts if part]
+
+# %% ../nbs/29_runner.ipynb #b5d020a6
+_WANTED = {"int": (int, "a whole number such as 1200"), "float": (float, "a number such as 0.5")}
 
 def read_value(
     p: Parameter, # which one
@@ -87,17 +91,15 @@ def read_value(
     "A value from the command line. Raises ValueError for text of another type."
     if p.type == "str": return text
     if p.type == "list": return _read_list(p, text)
-    if p.type == "bool" and text in ("True", "False"): return text == "True"
-    kind, wanted = _WANTED.get(p.type, (ast.literal_eval, "True or False, with a capital letter"))
-    try:
-        if p.type in _WANTED: return kind(text)
-    except ValueError: pass
+    kind, wanted = _WANTED.get(p.type, ({"True": True, "False": False}.__getitem__, "True or False, with a capital letter"))
+    try: return kind(text)
+    except (KeyError, ValueError): pass
     raise ValueError(f"-p {p.name}={text}: {text!r} is not {wanted}")
 
-# %% ../nbs/29_runner.ipynb #4f53ab57
-_ELSEWHERE = {"out": "the folder is named with -o", "full": "a run is full unless --quick is given"}
-
+# %% ../nbs/29_runner.ipynb #1b879b65
 _DATA = ("dataset", "first", "second")
+_ELSEWHERE = dict.fromkeys(_DATA, "the data is named behind the page, without -p") | {
+    "out": "the folder is named with -o", "full": "a run is full unless --quick is given"}
 
 def read_given(
     params: dict[str, Parameter], # of the page
@@ -107,15 +109,14 @@ def read_given(
     values = {}
     for pair in given:
         name, equals, text = pair.partition("=")
-        if not equals: raise ValueError(f"-p {pair}: a name and a value are needed, as in -p label_key=my_label")
-        if name not in params: raise ValueError(f"-p {pair}: the page has no parameter {name!r}; {_hint(name, params)}")
-        if name in _DATA: raise ValueError(f"-p {pair}: the data is named behind the page, without -p")
-        if name in _ELSEWHERE: raise ValueError(f"-p {pair}: {_ELSEWHERE[name]}")
-        if name in values: raise ValueError(f"-p {pair}: {name} is given twice")
+        wrong = "a name and a value are needed, as in -p label_key=my_label" if not equals else \
+            f"the page has no parameter {name!r}; {_hint(name, params)}" if name not in params else \
+            f"{name} is given twice" if name in values else _ELSEWHERE.get(name)
+        if wrong: raise ValueError(f"-p {pair}: {wrong}")
         values[name] = read_value(params[name], text)
     return values
 
-# %% ../nbs/29_runner.ipynb #d4ec6c3e
+# %% ../nbs/29_runner.ipynb #7dbaac71
 def _open(data: str): # AnnData, of a file without its matrix
     "Cells by name or file, as cheaply as possible. Raises ValueError, FileNotFoundError."
     import anndata
@@ -124,7 +125,7 @@ def _open(data: str): # AnnData, of a file without its matrix
         except Exception: pass # `load` says what is wrong
     return scformer_nb.data.load(data)
 
-# %% ../nbs/29_runner.ipynb #f8287d1c
+# %% ../nbs/29_runner.ipynb #3e207045
 def _gene_names(adata) -> list[str]: # a note, or none
     "A note where genes do not go by symbols"
     names = [str(g) for g in adata.var_names[:1000]]
@@ -134,7 +135,7 @@ def _gene_names(adata) -> list[str]: # a note, or none
     way = f"; var[{column!r}] may hold symbols: adata.var_names = adata.var[{column!r}]" if column else ""
     return [f"genes go by {'Ensembl ids' if ensembl else 'numbers'}, so gene sets and data that go by symbols do not match{way}"]
 
-# %% ../nbs/29_runner.ipynb #aa57eefc
+# %% ../nbs/29_runner.ipynb #17dc2c52
 _PLURAL = {"label_key": "cell types", "batch_key": "batches", "condition_key": "conditions"}
 
 def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: # what the columns hold
@@ -148,7 +149,7 @@ def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: #
         said.append(f"{obs[values[name]].nunique()} {_PLURAL.get(name, 'values')} ({values[name]})")
     return said
 
-# %% ../nbs/29_runner.ipynb #3123d367
+# %% ../nbs/29_runner.ipynb #5663e4a1
 def look(
     data: str, # a name of `datasets()`, or the path of an .h5ad
     values: dict, # of the page's parameters
@@ -166,7 +167,7 @@ def look(
     if adata.isbacked: adata.file.close()
     return line + (f", counts in layers[{layer!r}]" if layer else ""), notes
 
-# %% ../nbs/29_runner.ipynb #e02ed5c0
+# %% ../nbs/29_runner.ipynb #732ad2f1
 def put(
     file: Path, # where to
     text: str, # all of it
@@ -176,7 +177,7 @@ def put(
     new.write_text(text, encoding="utf-8")
     return new.replace(file)
 
-# %% ../nbs/29_runner.ipynb #a71343b7
+# %% ../nbs/29_runner.ipynb #98119e26
 def _check_folder(folder: Path, page: str) -> None:
     "Raises ValueError for a folder that no run of this page made."
     if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder} is a file; name a folder with -o")
@@ -186,6 +187,7 @@ def _check_folder(folder: Path, page: str) -> None:
         raise ValueError(f"{folder} is not empty and no run of a page made it; name another folder with -o") from None
     if made_by != page: raise ValueError(f"{folder} holds a run of the page {made_by}; name another folder with -o")
 
+# %% ../nbs/29_runner.ipynb #214c3aea
 @contextmanager
 def claimed(
     folder: Path, # made if need be
@@ -203,18 +205,10 @@ def claimed(
     try: yield folder
     finally: lock.release()
 
-# %% ../nbs/29_runner.ipynb #85604c5c
+# %% ../nbs/29_runner.ipynb #9db816af
 _LAST = """import json
 from scformer_nb.evaluation import Ledger
 print(json.dumps([line for found in list(globals().values()) if isinstance(found, Ledger) for line in found.used]))"""
-
-def _headings(nb) -> dict[str, str]: # cell id: heading
-    "The section that each cell is in"
-    heads, heading = {}, ""
-    for cell in nb.cells:
-        found = re.findall(r"^#+ (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
-        heads[cell.id] = heading = found[-1] if found else heading
-    return heads
 
 def _with_last_cell(page: Path, copy: Path): # the notebook
     "A copy of the page to run"
@@ -224,7 +218,16 @@ def _with_last_cell(page: Path, copy: Path): # the notebook
     nbformat.write(nb, copy)
     return nb
 
-# %% ../nbs/29_runner.ipynb #41eaff2c
+# %% ../nbs/29_runner.ipynb #8bae9833
+def _headings(nb) -> dict[str, str]: # cell id: heading
+    "The section that each cell is in"
+    heads, heading = {}, ""
+    for cell in nb.cells:
+        found = re.findall(r"^#+ (.+)$", cell.source, re.M) if cell.cell_type == "markdown" else []
+        heads[cell.id] = heading = found[-1] if found else heading
+    return heads
+
+# %% ../nbs/29_runner.ipynb #9e4aeb86
 @contextmanager
 def _bar(nb, work: Path, show: bool) -> Iterator[Callable]: # hook for the start of a cell
     "Progress on stderr"
@@ -242,10 +245,11 @@ def _bar(nb, work: Path, show: bool) -> Iterator[Callable]: # hook for the start
         try: yield start
         finally: done.set()
 
-# %% ../nbs/29_runner.ipynb #09a127de
+# %% ../nbs/29_runner.ipynb #fccf3613
 class PageFailed(RuntimeError):
     "A page stopped; the message says where and why."
 
+# %% ../nbs/29_runner.ipynb #4c107624
 def _failure(error: Exception, nb) -> str: # one line
     "Where and why, from papermill's error"
     if not hasattr(error, "evalue"): return f"the kernel died ({type(error).__name__}), most often for want of memory"
@@ -253,7 +257,7 @@ def _failure(error: Exception, nb) -> str: # one line
     cell, said = nb.cells[error.cell_index - 1], [line for line in strip_ansi(error.evalue).splitlines() if line.strip()]
     return f"cell {error.exec_count} ({_headings(nb).get(cell.id, '')}): {error.ename}: {said[0] if said else 'no message'}"
 
-# %% ../nbs/29_runner.ipynb #b69e4318
+# %% ../nbs/29_runner.ipynb #9c582437
 def _execute(page: Path, folder: Path, values: dict, show: bool): # the executed notebook
     "papermill on a copy of the page. Raises PageFailed."
     pm, running, short = _papermill(), folder / ".running.ipynb", _short(page)
@@ -263,7 +267,7 @@ def _execute(page: Path, folder: Path, values: dict, show: bool): # the executed
     failed.unlink(missing_ok=True)
     try:
         with _bar(nb, folder / "work", show) as start:
-            how = dict(kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=ERROR"], on_cell_start=start)
+            how = dict(kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=CRITICAL"], on_cell_start=start)
             return pm.execute_notebook(copy, running, values, **how)
     except (pm.PapermillExecutionError, DeadKernelError) as e:
         running.replace(failed)
@@ -271,7 +275,7 @@ def _execute(page: Path, folder: Path, values: dict, show: bool): # the executed
     finally:
         for file in (copy, running): file.unlink(missing_ok=True)
 
-# %% ../nbs/29_runner.ipynb #ad901cab
+# %% ../nbs/29_runner.ipynb #3354be30
 def _means(runs: list[dict]) -> dict[str, dict[str, float]]: # method: metric: mean
     "Ledger lines as one row a method"
     several, rows = len({r["option"] for r in runs}) > 1, {}
@@ -280,27 +284,38 @@ def _means(runs: list[dict]) -> dict[str, dict[str, float]]: # method: metric: m
     names = lambda found: dict.fromkeys(k for m in found for k in m)
     return {row: {k: sum(n) / len(n) for k in names(found) if (n := numbers(found, k))} for row, found in rows.items()}
 
-# %% ../nbs/29_runner.ipynb #4230163c
-def _leave(nb, folder: Path, facts: dict, settings: list[dict], notes: list[str]) -> dict: # what metrics.json holds
-    "Notebook, figures, report and numbers of a finished run, each whole or not there"
-    import nbformat
+# %% ../nbs/29_runner.ipynb #562d0cd3
+def _metrics(nb, facts: dict) -> dict: # what metrics.json holds
+    "Numbers of a run, from what the last cell printed"
+    runs = json.loads("".join(o.text for o in nb.cells[-1].outputs if o.get("name") == "stdout") or "[]")
+    metrics = {k: facts[k] for k in ("page", "data", "quick", "parameters")} | {"metrics": _means(runs)}
+    keep, once = ("dataset", "method", "option", "seed", "seconds", "metrics"), {json.dumps(r): r for r in runs}.values()
+    return metrics | {"runs": [{k: r[k] for k in keep} for r in once]}
 
-    from scformer_nb.report import write_report
-    runs = json.loads("".join(o.text for o in nb.cells.pop().outputs if o.get("name") == "stdout") or "[]")
-    nb.metadata.papermill |= {"output_path": f"{facts['page']}.ipynb", "input_path": f"{facts['page']}.ipynb"}
-    put(folder / f"{facts['page']}.ipynb", nbformat.writes(nb))
+# %% ../nbs/29_runner.ipynb #949511f2
+def _copy_figures(folder: Path) -> None:
+    "Figures of the page, each whole or not there"
     (folder / "figures").mkdir(exist_ok=True)
     for file in (f for kind in ("png", "svg") for f in sorted((folder / "work").glob(f"*.{kind}"))):
         new = shutil.copy(file, folder / f".{file.name}.new")
         os.replace(new, folder / "figures" / file.name)
+
+# %% ../nbs/29_runner.ipynb #2c1c69bf
+def _leave(nb, folder: Path, facts: dict, settings: list[dict], notes: list[str]) -> dict: # what metrics.json holds
+    "Notebook, figures, report and numbers of a finished run"
+    import nbformat
+
+    from scformer_nb.report import write_report
+    metrics, name = _metrics(nb, facts), f"{facts['page']}.ipynb"
+    nb.cells.pop()
+    nb.metadata.papermill |= {"output_path": name, "input_path": name}
+    put(folder / name, nbformat.writes(nb))
+    _copy_figures(folder)
     write_report(nb, folder / "report.html", facts["command"], facts["data"], settings, notes, facts["seconds"], facts["quick"])
-    keep = ("dataset", "method", "option", "seed", "seconds", "metrics")
-    metrics = {k: facts[k] for k in ("page", "data", "quick", "parameters")} | {"metrics": _means(runs)}
-    metrics["runs"] = [{k: r[k] for k in keep} for r in {json.dumps(r): r for r in runs}.values()]
     put(folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
-# %% ../nbs/29_runner.ipynb #781a6214
+# %% ../nbs/29_runner.ipynb #2f0727a5
 def _data_values(params: dict[str, Parameter], data: list[str]) -> dict:
     "Values of the parameters that take data: one `dataset`, or the files `first` and `second`. Raises ValueError."
     pair = "first" in params
@@ -309,17 +324,19 @@ def _data_values(params: dict[str, Parameter], data: list[str]) -> dict:
         raise ValueError(f"the page takes {'two .h5ad files' if pair else 'one data set'}, not {len(data)}: {' '.join(data) or 'none'}")
     return {"dataset": data[0]}
 
+# %% ../nbs/29_runner.ipynb #201ffaa0
 def _all_values(params: dict[str, Parameter], data: list[str], given: list[str], folder: Path, quick: bool) -> dict:
     "Values of all parameters of a page. Raises ValueError."
     values = {name: p.default for name, p in params.items()} | ({"seeds": [0]} if "seeds" in params else {})
     return values | read_given(params, given) | _data_values(params, data) | dict(out=str(folder / "work"), full=not quick)
 
+# %% ../nbs/29_runner.ipynb #7bcf4701
 def _settings(params: dict[str, Parameter], values: dict) -> list[dict]: # rows of the report
     "Parameters with value and meaning"
     return [dict(name=n, value=str(values[n]) if values[n] != "" else "none", help=p.help, changed=values[n] != p.default)
         for n, p in params.items() if n != "out"]
 
-# %% ../nbs/29_runner.ipynb #05889fe5
+# %% ../nbs/29_runner.ipynb #b8951974
 def _looked(params: dict[str, Parameter], values: dict) -> tuple[list[str], list[str]]: # data in lines, notes
     "All data of a page, looked at; what a page makes or puts together itself is taken at its word"
     name, own = values["dataset"], [values[k] for k in _DATA[1:] if values.get(k)]
@@ -328,7 +345,24 @@ def _looked(params: dict[str, Parameter], values: dict) -> tuple[list[str], list
     looks = [look(d, values, params) for d in own or [name]]
     return [line for line, _ in looks], [note for _, notes in looks for note in notes]
 
-# %% ../nbs/29_runner.ipynb #1c8635e9
+# %% ../nbs/29_runner.ipynb #96634eba
+@contextmanager
+def _noted(folder: Path, facts: dict) -> Iterator[None]:
+    "`run.json` from start to end"
+    def note(**more): put(folder / "run.json", json.dumps(facts | more, indent=1))
+    note(state="running")
+    try: yield
+    except BaseException as e:
+        note(state="failed", reason=str(e) or type(e).__name__)
+        raise
+    note(state="finished")
+
+# %% ../nbs/29_runner.ipynb #dae88051
+def _command(page: str, data: list[str], given: list[str], quick: bool, out: str | Path) -> str:
+    "The line that does it again"
+    return shlex.join(["scformer", "run", page, *data, *(w for g in given for w in ("-p", g)), *["--quick"] * quick, "-o", str(out)])
+
+# %% ../nbs/29_runner.ipynb #c07e0a17
 def run_page(
     page: Path, # of `find_page`
     data: list[str], # as many as the page takes: paths of .h5ad, or names of `datasets()`
@@ -339,20 +373,12 @@ def run_page(
 ) -> dict: # what metrics.json holds
     "Run a page on data and leave a report. Raises ValueError and OSError before anything runs, PageFailed later."
     params, folder, short = parameters(page), Path(out), _short(page)
-    values = _all_values(params, list(data), list(given), folder, quick)
+    values = _all_values(params, data, given, folder, quick)
     lines, notes = _looked(params, values)
-    words = ["scformer", "run", short, *data, *(w for g in given for w in ("-p", g)), *["--quick"] * quick, "-o", str(out)]
-    facts = dict(page=short, data=lines, parameters=values, quick=quick, command=shlex.join(words))
-    with claimed(folder, short):
-        note = lambda **more: put(folder / "run.json", json.dumps(facts | more, indent=1))
-        note(state="running")
+    facts = dict(page=short, data=lines, parameters=values, quick=quick, command=_command(short, data, given, quick, out))
+    with claimed(folder, short), _noted(folder, facts):
         (folder / "work").mkdir(exist_ok=True)
         start = time.perf_counter()
-        try: nb = _execute(page, folder, values, show)
-        except PageFailed as e:
-            note(state="failed", reason=str(e))
-            raise
+        nb = _execute(page, folder, values, show)
         facts["seconds"] = round(time.perf_counter() - start, 1)
-        metrics = _leave(nb, folder, facts, _settings(params, values), notes)
-        note(state="finished")
-    return metrics
+        return _leave(nb, folder, facts, _settings(params, values), notes)
