@@ -21,7 +21,7 @@ import typer
 # %% ../nbs/30_cli.ipynb #4c2912a0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-_CODES = "Exit codes: 0 done, 1 the run failed, 2 the input is at fault. Results are on stdout, all else on stderr."
+_CODES = "Exit codes: 0 done, 1 the run failed, 2 the input is at fault, 130 stopped by Ctrl-C. Results are on stdout, all else on stderr."
 
 @app.callback(epilog=_CODES)
 def _scformer():

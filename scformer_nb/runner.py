@@ -63,7 +63,7 @@ def _papermill(): # the module
     import logging
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     import papermill
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     return papermill
 
 # %% ../nbs/29_runner.ipynb #142b9637
@@ -239,7 +239,7 @@ def _bar(nb, work: Path, show: bool) -> Iterator[Callable]: # hook for the start
     def start(cell, cell_index):
         if cell.id in heads: bar.set_description(heads[cell.id], refresh=False)
         bar.update(cell_index - bar.n)
-    with tqdm(total=len(nb.cells) + 1, disable=not show, bar_format="{desc}: {n_fmt}/{total_fmt} cells, {elapsed}, {postfix}") as bar:
+    with tqdm(total=len(nb.cells) + 1, disable=not show, bar_format="{desc}{n_fmt}/{total_fmt} cells, {elapsed}{postfix}") as bar:
         thread = threading.Thread(target=tick, daemon=True)
         if show: thread.start()
         try: yield start
@@ -252,10 +252,10 @@ class PageFailed(RuntimeError):
 # %% ../nbs/29_runner.ipynb #4c107624
 def _failure(error: Exception, nb) -> str: # one line
     "Where and why, from papermill's error"
-    if not hasattr(error, "evalue"): return f"the kernel died ({type(error).__name__}), most often for want of memory"
+    if not hasattr(error, "evalue"): return "its kernel died, most often for want of memory"
     from nbconvert.filters import strip_ansi
     cell, said = nb.cells[error.cell_index - 1], [line for line in strip_ansi(error.evalue).splitlines() if line.strip()]
-    return f"cell {error.exec_count} ({_headings(nb).get(cell.id, '')}): {error.ename}: {said[0] if said else 'no message'}"
+    return f"in cell {error.exec_count} ({_headings(nb).get(cell.id, '')}): {error.ename}: {said[0] if said else 'no message'}"
 
 # %% ../nbs/29_runner.ipynb #9c582437
 def _execute(page: Path, folder: Path, values: dict, show: bool): # the executed notebook
@@ -271,7 +271,7 @@ def _execute(page: Path, folder: Path, values: dict, show: bool): # the executed
             return pm.execute_notebook(copy, running, values, **how)
     except (pm.PapermillExecutionError, DeadKernelError) as e:
         running.replace(failed)
-        raise PageFailed(f"{short} failed in {_failure(e, nb)}; the page so far is {failed}") from None
+        raise PageFailed(f"{short} failed: {_failure(e, nb)}; the page so far is {failed}") from None
     finally:
         for file in (copy, running): file.unlink(missing_ok=True)
 

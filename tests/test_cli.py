@@ -169,7 +169,7 @@ def test_genes_without_symbols_are_told_of(cells):
 
 def test_a_page_that_fails_leaves_the_cell_and_the_reason(run_toy, cells, tmp_path):
     out, said = run_toy(cells, "-p", "n=2", "-o", tmp_path / "out", code=1)
-    assert not out and "error: toy failed in cell 5 (The runs): ValueError: no more; the page so far is" in said
+    assert not out and "error: toy failed: in cell 5 (The runs): ValueError: no more; the page so far is" in said
     assert left(tmp_path / "out") == ["run.json", "toy.failed.ipynb", "work"]
     assert "than one" in (tmp_path / "out/toy.failed.ipynb").read_text()
     assert json.loads((tmp_path / "out/run.json").read_text())["state"] == "failed"
