@@ -39,10 +39,22 @@ def _prose(source: str) -> str: # HTML
     source = re.sub(r"(?<![\\$`])\$([^$`\n]+)\$(?!\$)", lambda m: _formula(m[1]), source)
     return str(MarkdownWithMath(renderer=IPythonRenderer(escape=False, exclude_anchor_links=True)).render(source))
 
+# %% ../nbs/28_report.ipynb #e1acc9aa
+def _notes_below(html: str) -> str: # HTML
+    "A table without its column `note`, its notes behind it."
+    if not re.search(r"<th>note</th>\s*</tr>", html): return html
+    notes = []
+    def row(found):
+        if found[3]: notes.append(f"<li>{found[1]}: {found[3]}</li>")
+        return f"<tr>\n<th>{found[1]}</th>{found[2]}</tr>"
+    html = re.sub(r"<th>note</th>(\s*</tr>)", r"\1", html)
+    html = re.sub(r"<tr>\s*<th>([^<]+)</th>((?:\s*<td>[^<]*</td>)*?)\s*<td>([^<]*)</td>\s*</tr>", row, html)
+    return html + f'<ul class="caption">{"".join(notes)}</ul>'
+
 # %% ../nbs/28_report.ipynb #27083622
 def _as_table(html: str) -> str: # HTML
     "A table of pandas, scFormer's row and cells of text marked."
-    html = re.sub(r"<style.*?</style>", "", html, flags=re.S).replace(' border="1"', "")
+    html = _notes_below(re.sub(r"<style.*?</style>", "", html, flags=re.S).replace(' border="1"', ""))
     index_row = r"<th></th>((?:\s*<th>[^<]*</th>)+\s*</tr>)\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)+\s*</tr>"
     html = re.sub(index_row, r"<th>\2</th>\1", html)
     html = re.sub(r"<tr>(\s*<th>scFormer</th>)", r'<tr class="ours">\1', html)
