@@ -1,13 +1,29 @@
 """Everything here is read from settings.ini; edit that file, not this one."""
+import json
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 EXTRAS = ("dev", "baselines", "gears", "hub", "docs")
+
+
+class WithPages(build_py):
+    "The experiment pages travel inside the package, without their outputs; an editable install reads them from nbs/."
+    def run(self):
+        super().run()
+        for page in [] if self.editable_mode else sorted(Path(__file__).parent.glob("nbs/*_exp_*.ipynb")):
+            notebook = json.loads(page.read_text(encoding="utf-8"))
+            for cell in notebook["cells"]:
+                cell |= {"outputs": []} if cell["cell_type"] == "code" else {}
+            file = Path(self.build_lib, cfg["lib_name"], "pages", page.name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(notebook, indent=1), encoding="utf-8")
+
 
 setup(
     name=cfg["lib_name"],
@@ -19,6 +35,8 @@ setup(
     license="MIT",
     keywords=cfg["keywords"],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
+    package_data={cfg["lib_name"]: ["templates/*/*"]},
+    cmdclass={"build_py": WithPages},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={name: cfg[f"{name}_requirements"].split() for name in EXTRAS},

@@ -349,7 +349,7 @@ class Ledger:
     "Finished runs of one experiment, a line each: `Ledger('figures/clustering.jsonl')`."
     def __init__(self,
         path: str | Path, # its name without .jsonl is the experiment's
-    ): self.path = Path(path)
+    ): self.path, self.used = Path(path), []
 
     def table(self) -> pd.DataFrame: return _table(_read_lines(self.path))
 
@@ -367,6 +367,7 @@ class Ledger:
         run = _plain(dict(zip(KEY, (self.path.stem, dataset, method, option, seed), strict=True)) | {"settings": settings})
         same = [line for line in _read_lines(self.path) if all(line[k] == run[k] for k in KEY)]
         if done := [line for line in same if line["settings"] == run["settings"]]:
+            self.used.append(done[0])
             return done[0]
         if same:
             what = _changed(same[-1]["settings"], run["settings"])
@@ -376,6 +377,7 @@ class Ledger:
         start = time.perf_counter()
         line = run | {"metrics": _plain(fn()), "seconds": round(time.perf_counter() - start, 3), "versions": _versions()}
         _append_line(self.path, line)
+        self.used.append(line)
         return line
 
 # %% ../nbs/07_evaluation.ipynb #a1b8e7b1
