@@ -158,7 +158,8 @@ def _all_clusters(
         return pd.Index(list(clusters), name="type"), list(clusters.values())
     if not isinstance(labels, dict) or set(labels) != set(embedding):
         raise ValueError(f"embeddings are given for {', '.join(embedding)}: labels must be a dict with the same keys")
-    if len(dims := {s: np.shape(Z)[-1] for s, Z in embedding.items()}) and len(set(dims.values())) > 1:
+    dims = {s: np.shape(Z)[-1] for s, Z in embedding.items()}
+    if len(set(dims.values())) > 1:
         raise ValueError(f"the embeddings have different dimensions ({dims}): only cells in one space can be compared")
     found = {(s, t): cells for s in embedding for t, cells in _clusters(embedding[s], labels[s], min_cells, f" of {s}").items()}
     return pd.MultiIndex.from_tuples(found, names=["species", "type"]), list(found.values())
@@ -207,7 +208,7 @@ def plot_affinity(
         dendrogram(tree, ax=top, no_labels=True, link_color_func=lambda k: "0.3")
         top.set_axis_off()
     name = lambda t: " ".join(t) if isinstance(t, tuple) else str(t)
-    image = ax.imshow(A.iloc[list(rows), list(columns)], cmap="magma", aspect="auto", vmin=0)
+    image = ax.imshow(A.iloc[list(rows), list(columns)], cmap="magma", aspect="auto")
     ax.set_xticks(range(A.shape[1]), [name(A.columns[j]) for j in columns], rotation=90, size=8)
     ax.set_yticks(range(A.shape[0]), [name(A.index[i]) for i in rows], size=8)
     ax.figure.colorbar(image, ax=ax, label="Wasserstein distance")
