@@ -3,11 +3,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
-    from . import api, baselines, binning, cli, cross_species, data, evaluation, heads, model, perturbation, tokens, training
+    from . import alignment, api, baselines, binning, cli, cross_species, data, evaluation, heads, model, perturbation, tokens, training
     from .api import ScFormer
 
 __version__ = "0.1.0"
-__all__ = ["ScFormer", "api", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "model", "perturbation", "tokens", "training"]
+__all__ = ["ScFormer", "alignment", "api", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "model", "perturbation", "tokens", "training"]
 
 
 def __getattr__(name):
