@@ -3,13 +3,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
-    from . import (api, baselines, binning, cli, cross_species, data, evaluation, heads, model, perturbation, taxonomy, tokens, training,
-                   wasserstein)
+    from . import (alignment, api, baselines, binning, cli, cross_species, data, evaluation, heads, model, perturbation, taxonomy, tokens,
+                   training, wasserstein)
     from .api import ScFormer
 
 __version__ = "0.1.0"
-__all__ = ["ScFormer", "api", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "model", "perturbation",
-           "taxonomy", "tokens", "training", "wasserstein"]
+__all__ = ["ScFormer", "alignment", "api", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "model",
+           "perturbation", "taxonomy", "tokens", "training", "wasserstein"]
 
 
 def __getattr__(name):
