@@ -88,10 +88,10 @@ BLOOD: pd.DataFrame = _levels({t: groups for t, *groups in _rows(_BLOOD)})
 
 # %% ../nbs/23_taxonomy.ipynb #da49f5b8
 def _nested(tree: dict | list, above: tuple = ()) -> list: # of pairs: type, groups from the top down
-    "The leaves of a dict of dicts and lists."
+    "The leaves of a dict of dicts, lists and single names."
     if isinstance(tree, dict):
         return [leaf for name, part in tree.items() for leaf in _nested(part, (*above, str(name)))]
-    return [(str(t), list(above)) for t in tree]
+    return [(str(t), list(above)) for t in ([tree] if isinstance(tree, str) else tree)]
 
 # %% ../nbs/23_taxonomy.ipynb #a0e3f18f
 def _newick(text: str) -> list: # of pairs: type, groups from the top down

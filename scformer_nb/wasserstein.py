@@ -198,7 +198,7 @@ def plot_affinity(
 ) -> Figure: # dark: near
     "Heat map of an affinity matrix in dendrogram order (figure 5); a block of two species keeps its order."
     rows, columns, top = range(A.shape[0]), range(A.shape[1]), None
-    if A.index.equals(A.columns):
+    if A.index.equals(A.columns) and not np.diag(A).any():
         tree = linkage(squareform(A.to_numpy(), checks=False), "average") if tree is None else tree
         rows = columns = dendrogram(tree, no_plot=True)["leaves"]
     if ax is None:
