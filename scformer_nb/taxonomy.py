@@ -314,8 +314,8 @@ def plot_taxonomy(
 def _points(
     tree: pd.DataFrame, # (types, levels)
     rng: np.random.Generator, # source of randomness
-    programs: int = 32, # dimensions
-    steps: tuple = (1.5, 1.2), # length of the first branches; all others 0.8
+    programs: int = 64, # dimensions
+    steps: tuple = (2.0, 1.4), # length of the first branches; all others 0.8
 ) -> np.ndarray: # (types, programs)
     "Where each type stands after a random step per branch."
     points = 0.8 * rng.normal(size=(len(tree), programs))
@@ -338,7 +338,7 @@ def simulate_species(
     absent = {"human": _PERIPHERY, "mouse": []} if absent is None else absent
     rng = np.random.default_rng(seed)
     points = _points(tree, rng)
-    shared = rng.normal(0, 0.09, (points.shape[1], int(orthologs * n_genes)))
+    shared = rng.normal(0, 0.055, (points.shape[1], int(orthologs * n_genes)))
     weights = np.sqrt(MOUSE_BRAIN_CELLS.reindex(tree.index).fillna(1e4).to_numpy(float))
     return {s: _species(s, tree, points, shared, weights * ~tree.index.isin(absent[s]), n_cells, n_genes, depth, rng) for s in absent}
 
@@ -359,7 +359,7 @@ def _species(
 ) -> AnnData: # counts
     "Cells of one species."
     types = np.concatenate([np.repeat(np.flatnonzero(weights), 12), rng.choice(len(weights), n_cells, p=weights / weights.sum())])[:n_cells]
-    mixture = np.concatenate([shared, rng.normal(0, 0.09, (len(shared), n_genes - shared.shape[1]))], 1)
+    mixture = np.concatenate([shared, rng.normal(0, 0.055, (len(shared), n_genes - shared.shape[1]))], 1)
     donors = rng.integers(2, size=n_cells)
     cell = points[types] + rng.normal(0, 0.6, (n_cells, len(shared)))
     rate = np.exp(cell @ mixture + rng.normal(0, 1, n_genes) + rng.normal(0, 0.15, (2, n_genes))[donors])
