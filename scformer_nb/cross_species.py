@@ -71,14 +71,12 @@ class Prepared:
     explained: float # share of the variance that the components hold
     seen: np.ndarray # (cells,) False for cells without counts
 
-# %% ../nbs/20_cross_species.ipynb #bd434413
-@patch
-def reconstruct(self: Prepared,
-    scores: np.ndarray | None = None, # (cells, components), e.g. of a model; None: its own
-) -> np.ndarray: # (cells, genes) log values
-    "Log-normalised expression from principal components, the inverse of `prepare`."
-    scores = self.scores if scores is None else scores
-    return (scores @ self.axes + self.mean) / self.factor
+    def reconstruct(self,
+        scores: np.ndarray | None = None, # (cells, components), e.g. of a model; None: its own
+    ) -> np.ndarray: # (cells, genes) log values
+        "Log-normalised expression from principal components, the inverse of `prepare`."
+        scores = self.scores if scores is None else scores
+        return (scores @ self.axes + self.mean) / self.factor
 
 # %% ../nbs/20_cross_species.ipynb #c45d08ab
 def _principal(
@@ -172,21 +170,21 @@ class Network(nn.Module):
         source: int, # number of the dataset
     ) -> tuple[torch.Tensor, torch.Tensor]: # I and E, (cells, dim) each
         "Input and output of the encoder (eq. 2, 3)."
-        I = self.inputs[source](x) + self.source.weight[source]
-        h = I[None]
+        I_s = self.inputs[source](x) + self.source.weight[source]
+        h = I_s[None]
         for block in self.encoder: h = block(h, None, h.shape[1])
-        return I, self.encoder_norm(h)[0]
+        return I_s, self.encoder_norm(h)[0]
 
     def forward(self,
         x: torch.Tensor, # (cells, components), masked
         source: int, # number of the dataset
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # E and I' (cells, dim), X' (cells, components)
         "Encoder, attention merge, decoder (eq. 2-7)."
-        I, E = self.encode(x, source)
-        merged = attend(I, E, E)
+        I_s, E_s = self.encode(x, source)
+        merged = attend(I_s, E_s, E_s)
         h = merged[None]
         for block in self.decoder: h = block(h, None, h.shape[1])
-        return E, merged, self.outputs[source](self.decoder_norm(h)[0])
+        return E_s, merged, self.outputs[source](self.decoder_norm(h)[0])
 
 # %% ../nbs/20_cross_species.ipynb #30b4122b
 @torch.no_grad()
@@ -277,7 +275,7 @@ def _epoch(self: CrossSpecies, device: torch.device) -> dict: # mean loss of eac
 # %% ../nbs/20_cross_species.ipynb #b4d85baf
 @patch
 def fit(self: CrossSpecies,
-    max_epochs: int = 40, # epochs in all, those of earlier calls included
+    max_epochs: int = 30, # epochs in all, those of earlier calls included
     progress: bool = True, # show a progress bar
 ) -> "CrossSpecies": # itself
     "Train; the losses are in `history`, relative to the variance. Raises FloatingPointError where the loss is no number."
