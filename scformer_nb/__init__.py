@@ -4,14 +4,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
-        api, baselines, binning, cli, data, evaluation, heads, mapping, model, perturbation, report, runner, tokens, training,
+        alignment, api, baselines, binning, cli, cross_species, data, evaluation, heads, mapping, model, perturbation, report,
+        runner, taxonomy, tokens, training, wasserstein,
     )
     from .api import ScFormer
 
 __version__ = "0.1.0"
 __all__ = [
-    "ScFormer", "api", "baselines", "binning", "cli", "data", "evaluation", "heads", "mapping", "model", "perturbation", "report",
-    "runner", "tokens", "training",
+    "ScFormer", "alignment", "api", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "mapping",
+    "model", "perturbation", "report", "runner", "taxonomy", "tokens", "training", "wasserstein",
 ]
 
 
