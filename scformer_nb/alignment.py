@@ -50,12 +50,12 @@ def mutual_neighbours(
     k: int = 10, # neighbours that tell hubs
 ) -> tuple[torch.Tensor, torch.Tensor]: # row numbers of the pairs in X and in Y
     "Pairs of cells that are each other's nearest by CSLS (Conneau et al. 2018), on Euclidean distances."
-    S = -torch.cdist(X, Y)
-    k = min(k, *S.shape)
-    S = 2 * S - S.topk(k, 1).values.mean(1, keepdim=True) - S.topk(k, 0).values.mean(0)
+    S = -torch.cdist(X, Y).numpy()
+    r_x, r_y = (np.partition(M, -min(k, M.shape[1]), axis=1)[:, -k:].mean(1) for M in (S, S.T.copy()))
+    S = 2 * S - r_x[:, None] - r_y
     there, back = S.argmax(1), S.argmax(0)
-    rows = torch.nonzero(back[there] == torch.arange(len(X)))[:, 0]
-    return rows, there[rows]
+    rows = np.flatnonzero(back[there] == np.arange(len(S)))
+    return torch.from_numpy(rows), torch.from_numpy(there[rows])
 
 # %% ../nbs/21_alignment.ipynb #7a19dc08
 def _sample(Z: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor: # (at most n cells, dim)
@@ -236,13 +236,14 @@ def _starts(
 def _check(source: np.ndarray, target: np.ndarray, least: int = 30) -> None:
     "Raises ValueError for other than two finite matrices of equal width with cells enough."
     for name, Z in (("source", source), ("target", target)):
-        if Z.ndim != 2 or Z.dtype.kind not in "fiu": raise ValueError(f"{name} must be numbers of shape (cells, dim), not {Z.dtype} of {Z.shape}")
+        if Z.ndim != 2 or Z.dtype.kind not in "fiu":
+            raise ValueError(f"{name} must be numbers of shape (cells, dim), not {Z.dtype} of shape {Z.shape}")
         if bad := int((~np.isfinite(Z)).any(1).sum()):
             raise ValueError(f"{bad} of {len(Z)} cells of {name} have NaN or infinite values: leave them out, or look into the embedding")
         if len(Z) < least: raise ValueError(f"{name} has {len(Z)} cells; a cloud of fewer than {least} has no shape to go by: add cells")
         if not Z.std(0).any(): raise ValueError(f"all {len(Z)} cells of {name} are the same: there is nothing to align")
-    if source.shape[1] != target.shape[1]:
-        raise ValueError(f"source has {source.shape[1]} dimensions and target {target.shape[1]}: embed both by one model, or reduce both to as many")
+    if (d := source.shape[1]) != target.shape[1]:
+        raise ValueError(f"source has {d} dimensions and target {target.shape[1]}: embed both by one model, or reduce both to as many")
 
 # %% ../nbs/21_alignment.ipynb #cd010c7f
 @dataclass
@@ -266,7 +267,7 @@ def align(
     target: np.ndarray, # (cells, dim) embedding that stays
     seed: int = 0, # of every draw
     start: str = "match", # "match" constellations of clusters, "identity", or "random"
-    restarts: int = 3, # starts that are followed to the end
+    restarts: int = 1, # starts that are followed to the end
     lr: float = 3e-4, # learning rate of map and discriminator
     orthogonal: float = 0.01, # beta of the orthogonality constraint; 0: none
     smoothing: float = 0.1, # of the discriminator's labels
