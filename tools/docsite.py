@@ -195,9 +195,10 @@ def message_tables():
 
 # ---- results, from the ledgers
 
+# of other experiments: the first four
 SCORES = {"clustering": ["AvgBIO"], "integration": ["AvgBIO", "AvgBATCH", "Overall"], "ablation": ["Overall"],
     "perturbation": ["corr_delta_de", "corr_delta", "corr"], "gene_embeddings": ["same type, all genes", "shared GO term"],
-    "cross_species": ["mouse level 1", "mouse level 2", "human to mouse", "mouse to human", "counterparts"]}  # of other experiments: the first four
+    "cross_species": ["mouse level 1", "mouse level 2", "human to mouse", "mouse to human", "counterparts"]}
 NO_SCORES = {"seed", "seconds", "resolution", "n_seeds"}
 
 
