@@ -10,6 +10,8 @@ __all__ = ['DIRECTIONS', 'SPECIALS', 'PAPER', 'parse_condition', 'canonical', 's
            'PerturbationRecipe', 'PerturbedEncoder', 'PerturbationNetwork', 'situations', 'PerturbationModel']
 
 # %% ../nbs/09_perturbation.ipynb #cf137296
+import hashlib
+import json
 import os
 import pickle
 import platform
@@ -41,7 +43,7 @@ from .data import preprocess
 from .heads import GeneQuery, mlp
 from .model import Encoder
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, perturbation_tokens, read_gmt
-from .training import gene_loadings
+from .training import _prepare_folder, gene_loadings
 
 # %% ../nbs/09_perturbation.ipynb #b2b2031b
 def parse_condition(
@@ -952,32 +954,89 @@ def _nothing(self: PerturbationModel) -> tuple: # of `_brief`, for a control cel
     "No change, no perturbed genes, no effects"
     return np.zeros(len(self.control)), np.full(2, -1), np.zeros((2, len(self.effects.components) + 1))
 
+# %% ../nbs/09_perturbation.ipynb #c1ace250
+@patch
+def _identity(self: PerturbationModel) -> str: # digest of data, recipe and settings
+    "What a run and its continuation have in common"
+    data, fixed = self.data, {k: v for k, v in self._settings.items() if k not in ("gain", "scale")}
+    obs = data.obs[["condition", "batch"]].astype(str).to_numpy().tolist()
+    digest = hashlib.sha256(json.dumps([asdict(self.recipe), fixed, self.vocab.genes, obs]).encode())
+    for part in (data.X.indptr, data.X.indices, data.X.data, self.effects.alike.indices): digest.update(part.tobytes())
+    return digest.hexdigest()
+
+# %% ../nbs/09_perturbation.ipynb #89cce2d1
+@dataclass
+class _Run:
+    "What an epoch changes, and where it is written."
+    network: PerturbationNetwork # in training
+    optimiser: torch.optim.Optimizer # of the network
+    rng: np.random.Generator # pairs, pools, situations and order
+    best: dict # error, gain and weights of the best epoch
+    rows: list # history
+
+    def save(self, folder: Path, identity: str) -> None:
+        "Write checkpoint and history, whole or not at all"
+        state = dict(identity=identity, network=self.network.state_dict(), optimiser=self.optimiser.state_dict(),
+            rng=json.dumps(self.rng.bit_generator.state), best=self.best, rows=self.rows)
+        torch.save(state, folder / "last.ckpt.new")
+        pd.DataFrame(self.rows).to_csv(folder / "history.csv.new", index=False)
+        for name in ("last.ckpt", "history.csv"): os.replace(folder / f"{name}.new", folder / name)
+
+    def load(self, path: Path, identity: str) -> None:
+        "Go back to the last finished epoch. Raises ValueError for a file that is cut off or of another run."
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            same = state["identity"] == identity
+        except Exception as e:
+            raise ValueError(f"{path} is cut off or no checkpoint of this library ({type(e).__name__}); delete it and start anew") from e
+        if not same: raise ValueError(f"{path} was made with other cells, genes, recipe or seed; start in another folder")
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.rng.bit_generator.state = json.loads(state["rng"])
+        self.best, self.rows = state["best"], state["rows"]
+
+# %% ../nbs/09_perturbation.ipynb #9c621f4f
+@patch
+def _begin(self: PerturbationModel, folder: Path | None, resume: bool) -> _Run:
+    "A new run, or the one in the folder after its last finished epoch"
+    s, r = self._settings, self.recipe
+    network = self.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    best = dict(error=float("inf"), gain={"all": 0.0 if r.start else 1.0}, weights={})
+    run = _Run(network, torch.optim.Adam(network.parameters(), lr=r.lr), np.random.default_rng([s["seed"], 1]), best, [])
+    if resume and (folder / "last.ckpt").exists(): run.load(folder / "last.ckpt", self._identity())
+    return run
+
 # %% ../nbs/09_perturbation.ipynb #c6dc7922
 @patch
 def fit(self: PerturbationModel,
-    max_epochs: int = 3, # epochs, each training cell once in each
+    max_epochs: int = 3, # epochs in all, those of a continued run included; each training cell once in each
+    run_dir: str | Path | None = None, # folder for checkpoint and history; None: nothing is written
+    resume: bool = False, # continue the run in `run_dir`
     progress: bool = True, # show a progress bar
 ) -> "PerturbationModel": # itself
     "Train, keep the epoch with the least error on held-out perturbations; the losses are in `history`."
     if self.data is None: raise ValueError("a loaded model has no training data; make a new PerturbationModel(adata) to train")
     if max_epochs < 1: raise ValueError(f"max_epochs={max_epochs} must be at least 1")
-    r, s, items = self.recipe, self._settings, self._items()
+    if resume and not run_dir: raise ValueError("resume=True continues the run in `run_dir`, which is not given")
+    folder = _prepare_folder(run_dir, resume) if run_dir else None
+    r, s, items, run = self.recipe, self._settings, self._items(), self._begin(folder, resume)
     held, valid = self._held_out(items)
     spread = lambda wanted: float(np.sqrt(np.mean(np.stack(list(wanted)) ** 2)))
     s["scale"] = {u: spread(rows.wanted) for u, rows in items.groupby("unseen")} if r.loss == "mse" else {}
-    network, rng, rows = self.network.to("cuda" if torch.cuda.is_available() else "cpu"), np.random.default_rng([s["seed"], 1]), []
-    optimiser = torch.optim.Adam(network.parameters(), lr=r.lr)
-    best, weights = (np.inf, {"all": 0.0 if r.start else 1.0}), None
-    for epoch in tqdm(range(1, max_epochs + 1), disable=not progress, unit=" epochs"):
-        losses = self._steps(optimiser, self._epoch(items, held, rng), r.lr * r.lr_decay ** (epoch - 1))
-        error, gain = self._validate(valid)
-        rows.append(dict(epoch=epoch, train_loss=float(np.mean(losses)), valid_loss=error))
+    if (n := len(run.rows)) > max_epochs:
+        warnings.warn(f"the run in {run_dir} has {n} epochs already, more than max_epochs={max_epochs}: all {n} count", stacklevel=2)
+    for epoch in tqdm(range(n + 1, max_epochs + 1), disable=not progress, unit=" epochs", initial=n, total=max_epochs):
+        losses = self._steps(run.optimiser, self._epoch(items, held, run.rng), r.lr * r.lr_decay ** (epoch - 1))
         if not np.isfinite(losses).all(): raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}; lower `lr`")
+        error, gain = self._validate(valid)
+        run.rows.append(dict(epoch=epoch, train_loss=float(np.mean(losses)), valid_loss=error))
         gain = (gain or {"all": 1.0}) | ({"seen": 0.0} if r.start else {})
-        if not error >= best[0]: best, weights = (error, gain), {k: v.detach().clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(weights)
-    s["gain"], self.history = best[1], pd.DataFrame(rows)
-    network.cpu().eval()
+        weights = lambda: {k: v.detach().clone() for k, v in run.network.state_dict().items()}
+        if not error >= run.best["error"]: run.best = dict(error=error, gain=gain, weights=weights())
+        if folder: run.save(folder, self._identity())
+    self.network.load_state_dict(run.best["weights"])
+    s["gain"], self.history = run.best["gain"], pd.DataFrame(run.rows)
+    self.network.cpu().eval()
     return self
 
 # %% ../nbs/09_perturbation.ipynb #3bd0784e

@@ -182,6 +182,42 @@ def test_a_fit_is_reproducible_and_leaves_the_seed_alone(train, split, model, ad
     assert np.allclose(again.predict(split.index), model.predict(split.index), atol=1e-6)
 
 
+def test_a_run_that_is_killed_loses_one_epoch_at_most(train, split, tmp_path, monkeypatch):
+    def begin():
+        return PerturbationModel(train, direction="up", recipe=SMALL)
+
+    killed, validate, calls = begin(), PerturbationModel._validate, []
+
+    def stop_in_third(self, items):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return validate(self, items)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(PerturbationModel, "_validate", stop_in_third)
+        killed.fit(4, tmp_path / "run", progress=False)
+    again, whole = begin().fit(4, tmp_path / "run", resume=True, progress=False), begin().fit(4, progress=False)
+    assert again.history.equals(whole.history) and np.array_equal(again.predict(split.index), whole.predict(split.index))
+    with pytest.warns(UserWarning, match="has 4 epochs already, more than max_epochs=1"):
+        assert len(begin().fit(1, tmp_path / "run", resume=True, progress=False).history) == 4
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(train, tmp_path):
+    def begin(**k):
+        return PerturbationModel(train, direction="up", recipe=replace(SMALL, **k))
+
+    begin().fit(1, tmp_path / "run", progress=False)
+    with pytest.raises(FileExistsError, match="is not empty"):
+        begin().fit(1, tmp_path / "run")
+    with pytest.raises(ValueError, match="`run_dir`, which is not given"):
+        begin().fit(1, resume=True)
+    with pytest.raises(ValueError, match="other cells, genes, recipe or seed"):
+        begin(lr=1e-4).fit(2, tmp_path / "run", resume=True)
+    (tmp_path / "run" / "last.ckpt").write_bytes(b"half")
+    with pytest.raises(ValueError, match="last.ckpt is cut off or no checkpoint of this library .*; delete it and start anew"):
+        begin().fit(2, tmp_path / "run", resume=True)
+
+
 def test_wrong_options(train):
     with pytest.raises(ValueError, match="direction must be 'down' or 'up', not 'sideways'"):
         PerturbationModel(train, direction="sideways")
