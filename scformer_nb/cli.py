@@ -80,6 +80,12 @@ def datasets(as_json: AsJson = False):
     table = datasets()[["cells", "genes", "labels", "batches", "kind"]]
     _say(table.to_json(orient="index", indent=1) if as_json else table.astype(object).fillna("").to_string())
 
+# %% ../nbs/30_cli.ipynb #8064b31d
+def _must_be_empty(out: Path) -> None:
+    "Raise FileExistsError before any work where a model or a run would be written over."
+    if out.is_dir() and any(out.iterdir()):
+        raise FileExistsError(f"{out} is not empty; name another folder with -o, or continue the run in it with --resume")
+
 # %% ../nbs/30_cli.ipynb #2400b764
 @app.command(epilog="Example: scformer fit my.h5ad --batch-key batch --epochs 15 -o run")
 def fit(
@@ -96,8 +102,7 @@ def fit(
 ):
     "Train a model on cells."
     with _told():
-        if _first() and not resume and out.is_dir() and any(out.iterdir()):
-            raise FileExistsError(f"{out} is not empty; name another folder with -o, or continue the run in it with --resume")
+        if _first() and not resume: _must_be_empty(out)
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from scformer_nb.api import ScFormer
@@ -171,17 +176,18 @@ def perturb_fit(
     batch_key: BatchKey = None, layer: Layer = None,
     gene_sets: Annotated[Path | None, typer.Option(help="A .gmt file that says which genes are alike.")] = None,
     target: Annotated[list[str] | None, typer.Option(help="A further gene that may be asked for; can be repeated.")] = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cells.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the cells, those before --resume included.")] = 3,
     n_hvg: Annotated[int, typer.Option(min=2, help="Highly variable genes to use, beside the perturbed ones.")] = 5000,
     seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
 ):
     "Train on control cells and the perturbations of a screen."
     with _told():
+        if not resume: _must_be_empty(out)
         from scformer_nb.data import load
         from scformer_nb.perturbation import PerturbationModel
-        if (out / "model.json").exists(): raise FileExistsError(f"{out} holds a model; name another folder with -o")
         model = PerturbationModel(load(data), condition_key, batch_key, layer, direction, target or [], gene_sets, n_hvg, seed=seed)
-        model.fit(epochs, progress=_watched()).save(out)
+        model.fit(epochs, out, resume, _watched()).save(out, overwrite=True)
         _say(f"{model!r}\n{out}")
 
 # %% ../nbs/30_cli.ipynb #0206e320

@@ -248,7 +248,8 @@ def test_files_and_folders_that_the_commands_refuse(model, scformer, cells, tmp_
     assert "holds no saved model" in said("embed", tmp_path, cells, "-o", tmp_path / "out.h5ad")
     assert "must end in .h5ad" in said("embed", model, cells, "-o", tmp_path / "out.csv")
     assert "is there already" in said("embed", model, cells, "-o", cells)
-    assert "is not empty" in said("fit", cells, "-o", model)
+    for fit in (["fit"], ["perturb", "fit"]):
+        assert "is not empty" in said(*fit, cells, "-o", model)
     assert "holds no perturbation model" in said("perturb", "predict", model, "A+B", "-o", tmp_path / "out.csv")
     assert "it has no embeddings" in said("evaluate", cells)
     assert "--accelerator" in said("fit", cells, "-o", tmp_path / "run", "--accelerator", "mps")
