@@ -1,9 +1,14 @@
 """Perturbation: what a user may get wrong, what a split must never let through, what a saved model must still say."""
 import warnings
+import zipfile
 from dataclasses import replace
 
+import notebooks  # tools/notebooks.py
 import numpy as np
+import pandas as pd
+import papermill as pm
 import pytest
+from test_pages import run
 
 from scformer_nb.perturbation import (
     PAPER,
@@ -251,3 +256,46 @@ def test_gears_runs_where_it_is_installed(train, split, adata):
     test = [*split.index[split.part == "test"], "UNMEASURED"]
     predicted = gears(train, test, adata.uns["truth"]["programs"], max_epochs=1)
     assert predicted.shape == (len(test), train.n_vars) and np.isfinite(predicted).all().all()
+
+
+# --- the page
+
+PAGE = notebooks.ROOT / "nbs/14_exp_perturbation.ipynb"
+METHODS = ["no change", "additive", "linear", "start", "scFormer"]
+
+
+def test_page_on_a_users_file(adata, tmp_path):
+    "Other names for the columns, counts in a layer, `ctrl`, no batches, no gene sets."
+    mine = adata.copy()
+    mine.obs = pd.DataFrame({"guide": mine.obs["condition"].astype(str).replace("control", "ctrl")}, mine.obs_names)
+    mine.layers["raw"], mine.X = mine.X.copy(), mine.X.log1p()
+    del mine.uns["truth"]
+    mine.write_h5ad(tmp_path / "mine.h5ad")
+    own = dict(dataset=str(tmp_path / "mine.h5ad"), condition_key="guide", batch_key="", layer="raw", direction="down", gene_sets="")
+    notebook = run(PAGE, tmp_path, **own, methods=METHODS, out=str(tmp_path / "out"))
+    assert not notebook.metadata.papermill.exception
+    lines = pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True)
+    assert set(lines.method) == {"ceiling", *METHODS} and set(lines.dataset) == {"mine"}
+    assert list((tmp_path / "out").glob("perturbation_mine*.svg"))
+    with pytest.raises(pm.PapermillExecutionError, match="guides"):
+        run(PAGE, tmp_path, **own | {"condition_key": "guides"}, methods=METHODS, out=str(tmp_path / "out2"))
+
+
+def test_page_on_the_published_layout_of_gears(adata, tmp_path, monkeypatch):
+    "A zip with log values, symbols in a column of var, and `A+ctrl`."
+    layout = adata.copy()
+    condition = layout.obs["condition"].astype(str)
+    layout.obs["condition"] = condition.where(condition.str.contains(r"\+"), condition + "+ctrl").replace("control+ctrl", "ctrl")
+    layout.obs["cell_type"] = "K562"
+    layout.obs_names = layout.obs_names + "-1"
+    layout.layers["counts"] = layout.X.copy()
+    layout.var["gene_name"] = layout.var_names.to_numpy()
+    layout.var_names = [f"ENSG{i}" for i in range(layout.n_vars)]
+    del layout.uns["truth"]
+    layout.write_h5ad(tmp_path / "perturb_processed.h5ad")
+    with zipfile.ZipFile(tmp_path / "norman.zip", "w") as z:
+        z.write(tmp_path / "perturb_processed.h5ad", "norman/perturb_processed.h5ad")
+    monkeypatch.setenv("SCFORMER_DATA_DIR", str(tmp_path))
+    notebook = run(PAGE, tmp_path, dataset="norman_gears", gene_sets="", methods=METHODS, out=str(tmp_path / "out"))
+    assert not notebook.metadata.papermill.exception
+    assert set(pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True).dataset) == {"norman_gears"}

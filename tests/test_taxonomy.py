@@ -2,6 +2,7 @@
 import warnings
 from itertools import combinations, permutations
 
+import h5py
 import nbformat
 import notebooks  # tools/notebooks.py
 import numpy as np
@@ -251,3 +252,33 @@ def test_page_on_a_users_two_files(files, tmp_path):
     assert all(0 <= v <= 1 for v in shares)
     drawn = {f.name for f in (out / "cross_species").iterdir()}
     assert {"fish_fly_figure3_types.png", "fish_fly_figure4.svg", "fish_fly_figure5.png"} <= drawn
+
+
+def test_page_on_the_papers_atlases(tmp_path, monkeypatch):
+    "Small files in the published layouts: Allen's two csv tables, mousebrain.org's loom of genes x cells."
+    rng, atlas = np.random.default_rng(0), simulate_species(n_cells=320, n_genes=60, seed=2)
+    human, mouse = atlas.values()
+    names = {"Telencephalon interneurons": ("GABAergic", "VIP"), "Telencephalon projecting neurons": ("Glutamatergic", "IT"),
+        "Astroependymal cells": ("Non-neuronal", "Astrocyte"), "Oligodendrocytes": ("Non-neuronal", "Oligodendrocyte"),
+        "Vascular cells": ("Non-neuronal", "VLMC"), "Immune cells": ("Non-neuronal", "Microglia")}
+    types = human.obs["cell_type"].astype(str)
+    human = human[types.isin(list(names)).to_numpy()]
+    meta = pd.DataFrame([names[t] for t in human.obs["cell_type"]], human.obs_names, ["class_label", "subclass_label"])
+    meta = meta.assign(cluster_label="c", external_donor_name_label="H1").rename_axis("sample_name")
+    meta.iloc[rng.permutation(len(meta))].to_csv(tmp_path / "allen_human_cortex_metadata.csv")
+    counts = pd.DataFrame(human.X.toarray().astype(int), human.obs_names.rename("sample_name"), human.var_names)
+    counts.to_csv(tmp_path / "allen_human_cortex_matrix.csv")
+    with h5py.File(tmp_path / "l5_all.loom", "w") as f:
+        f["matrix"] = mouse.X.toarray().T
+        f["row_attrs/Gene"] = mouse.var_names.to_numpy().astype("S")
+        columns = dict.fromkeys(["CellID", "SampleID", "ClusterName", *(f"TaxonomyRank{i}" for i in (1, 2, 4))], mouse.obs_names)
+        for key, values in (columns | {"TaxonomyRank3": mouse.obs["cell_type"]}).items():
+            f[f"col_attrs/{key}"] = values.to_numpy().astype("S")
+    monkeypatch.setenv("SCFORMER_DATA_DIR", str(tmp_path))
+    methods, out = ["PCA", "CrossSpecies", "CrossSpecies, aligned"], tmp_path / "out"
+    notebook = run(PAGE, tmp_path, dataset="atlases", methods=methods, out=str(out))
+    assert not notebook.metadata.papermill.exception
+    lines = pd.read_json(out / "cross_species.jsonl", lines=True)
+    assert set(lines.dataset) == {"atlases"} and set(lines.method) == set(methods)
+    scores = lines.set_index(["method", "option"]).metrics["CrossSpecies", "own genes"]
+    assert {"mouse level 1", "human level 1", "human to mouse", "counterparts", "only in mouse, AUC"} <= set(scores)
