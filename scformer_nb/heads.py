@@ -9,6 +9,7 @@ __all__ = ['value_loss', 'mlp', 'MaskedGenes', 'GeneQuery', 'expressed_loss', 'c
 # %% ../nbs/04_heads.ipynb #99bd4876
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .model import Encoder
@@ -169,28 +170,27 @@ class Heads(nn.Module):
         e = self.batch(batch)
         return torch.cat([x, e if x.ndim == 2 else e.unsqueeze(1).expand(-1, x.shape[1], -1)], -1)
 
-    def count_logits(self, genes: torch.Tensor, cell: torch.Tensor, batch: torch.Tensor) -> torch.Tensor: # (cells, genes)
-        "Log-odds of the counts: query, gene bias and gene-by-batch bias"
-        return self.count(genes, cell).squeeze(-1) + self.count_batch(batch)
+# %% ../nbs/04_heads.ipynb #8e040a24
+@patch
+def forward(self: Heads,
+    genes: torch.Tensor, # (genes, dim) vectors of all genes, emb_g
+    h: torch.Tensor, # (cells, tokens, dim)
+    h_c: torch.Tensor, # (cells, dim)
+    b: TokenBatch, # the mini-batch
+) -> dict[str, torch.Tensor]: # loss of each head that is on, not weighted
+    "Losses of all heads that are on"
+    cell, asked = self._tell(h_c, b.batch), b.hidden & (b.bins > 0)
+    losses = {
+        "mgm": lambda: self.mgm(self._tell(h, b.batch), b.values, b.masked),
+        "mvc": lambda: value_loss(self.mvc(genes, cell)[asked], b.bins[asked], self.n_bins, self.loss),
+        "zero": lambda: expressed_loss(self.zero(genes, cell).squeeze(-1)[b.hidden], b.bins[b.hidden]),
+        "count": lambda: count_loss(self.count(genes, cell).squeeze(-1) + self.count_batch(b.batch), b.counts, b.hidden),
+        "ecs": lambda: elastic_cell_similarity(h_c, self.beta),
+        "dar": lambda: self.dar(h_c, b.batch),
+    }
+    return {name: losses[name]() for name in self.weights}
 
-    def forward(self,
-        genes: torch.Tensor, # (genes, dim) vectors of all genes, emb_g
-        h: torch.Tensor, # (cells, tokens, dim)
-        h_c: torch.Tensor, # (cells, dim)
-        b: TokenBatch, # the mini-batch
-    ) -> dict[str, torch.Tensor]: # loss of each head that is on, not weighted
-        "Losses of all heads that are on"
-        cell, asked = self._tell(h_c, b.batch), b.hidden & (b.bins > 0)
-        losses = {
-            "mgm": lambda: self.mgm(self._tell(h, b.batch), b.values, b.masked),
-            "mvc": lambda: value_loss(self.mvc(genes, cell)[asked], b.bins[asked], self.n_bins, self.loss),
-            "zero": lambda: expressed_loss(self.zero(genes, cell).squeeze(-1)[b.hidden], b.bins[b.hidden]),
-            "count": lambda: count_loss(self.count_logits(genes, cell, b.batch), b.counts, b.hidden),
-            "ecs": lambda: elastic_cell_similarity(h_c, self.beta),
-            "dar": lambda: self.dar(h_c, b.batch),
-        }
-        return {name: losses[name]() for name in self.weights}
-
-    def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor: # scalar
-        "Weighted sum of the losses"
-        return sum(self.weights[name] * value for name, value in losses.items())
+@patch
+def total(self: Heads, losses: dict[str, torch.Tensor]) -> torch.Tensor: # scalar
+    "Weighted sum of the losses"
+    return sum(self.weights[name] * value for name, value in losses.items())

@@ -1014,13 +1014,13 @@ class _Run:
 
 # %% ../nbs/09_perturbation.ipynb #9c621f4f
 @patch
-def _begin(self: PerturbationModel, folder: Path | None, resume: bool) -> _Run:
-    "A new run, or the one in the folder after its last finished epoch"
+def _begin(self: PerturbationModel, checkpoint: Path | None, identity: str) -> _Run:
+    "A new run, or that of the checkpoint after its last finished epoch"
     s, r = self._settings, self.recipe
     network = self.network.to("cuda" if torch.cuda.is_available() else "cpu")
     best = dict(error=float("inf"), gain={"all": 0.0 if r.start else 1.0}, weights={})
     run = _Run(network, torch.optim.Adam(network.parameters(), lr=r.lr), np.random.default_rng([s["seed"], 1]), best, [])
-    if resume and (folder / "last.ckpt").exists(): run.load(folder / "last.ckpt", self._identity())
+    if checkpoint: run.load(checkpoint, identity)
     return run
 
 # %% ../nbs/09_perturbation.ipynb #c6dc7922
@@ -1036,7 +1036,9 @@ def fit(self: PerturbationModel,
     if max_epochs < 1: raise ValueError(f"max_epochs={max_epochs} must be at least 1")
     if resume and not run_dir: raise ValueError("resume=True continues the run in `run_dir`, which is not given")
     folder = _prepare_folder(run_dir, resume) if run_dir else None
-    r, s, items, run = self.recipe, self._settings, self._items(), self._begin(folder, resume)
+    identity = self._identity() if folder else ""
+    run = self._begin(folder / "last.ckpt" if resume and (folder / "last.ckpt").exists() else None, identity)
+    r, s, items = self.recipe, self._settings, self._items()
     held, valid = self._held_out(items)
     spread = lambda wanted: float(np.sqrt(np.mean(np.stack(list(wanted)) ** 2)))
     s["scale"] = {u: spread(rows.wanted) for u, rows in items.groupby("unseen")} if r.loss == "mse" else {}
@@ -1050,7 +1052,7 @@ def fit(self: PerturbationModel,
         gain = (gain or {"all": 1.0}) | ({"seen": 0.0} if r.start else {})
         weights = lambda: {k: v.detach().clone() for k, v in run.network.state_dict().items()}
         if not error >= run.best["error"]: run.best = dict(error=error, gain=gain, weights=weights())
-        if folder: run.save(folder, self._identity())
+        if folder: run.save(folder, identity)
     self.network.load_state_dict(run.best["weights"])
     s["gain"], self.history = run.best["gain"], pd.DataFrame(run.rows)
     self.network.cpu().eval()
