@@ -6,6 +6,7 @@
 __all__ = ['PAPER', 'mutual_neighbours', 'match_centres', 'procrustes', 'refine', 'Alignment', 'align']
 
 # %% ../nbs/21_alignment.ipynb #f682670b
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,6 +231,7 @@ def _starts(
     d, rng = X.shape[1], torch.Generator().manual_seed(seed)
     if start == "match" and (found := _candidates(X, Y, seed)): return [f[1:] for f in found[:restarts]]
     if start == "random": return [(torch.linalg.qr(torch.randn(d, d, generator=rng))[0], torch.zeros(d)) for _ in range(restarts)]
+    if start == "match": warnings.warn("no two constellations of the clouds match: the alignment starts from the identity", stacklevel=3)
     return [(torch.eye(d), torch.zeros(d))]
 
 # %% ../nbs/21_alignment.ipynb #19bf45de

@@ -97,6 +97,7 @@ def fit(self: ScFormer,
 ) -> "ScFormer": # itself
     "Train and keep the epoch with the best validation loss; the losses are in `history`."
     if self.cells is None: raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
+    if len(self.history) and not resume: raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue a run with resume=True")
     self.history = train(self.network, self.cells, max_epochs, self._settings["seed"], run_dir, resume, progress, accelerator, devices)
     return self
 

@@ -137,7 +137,7 @@ def bin_values(
 ) -> sp.csr_matrix:  # (cells, genes) bins 1 ... n_bins - 1 where X > 0; uint8, or uint16 for n_bins > 256
     "Eq. 2, cell by cell. Raises `ValueError` for negative, NaN or infinite values and for `n_bins` outside 2 ... 65536."
     if n_bins != int(n_bins) or not 2 <= n_bins <= 65536:
-        raise ValueError(f"n_bins is {n_bins}, but it must be a whole number from 2 (zero or expressed) to 65536: 51 is the paper's.")
+        raise ValueError(f"n_bins is {n_bins}, but it must be a whole number from 2 (zero or expressed) to 65536: 51 is the default.")
     X = _to_csr(X)
     _check_values(X.data)
     keys = X.data.view(np.int32 if X.dtype == np.float32 else np.int64)

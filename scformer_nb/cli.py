@@ -159,6 +159,7 @@ def evaluate(
         from scformer_nb.evaluation import evaluate
         adata = load(data)
         known = ", ".join(adata.obsm) or "no embeddings"
+        if not (label_key or batch_key): raise ValueError("there is nothing to score: say --label-key NAME, --batch-key NAME or both")
         if basis not in adata.obsm: raise ValueError(f"obsm has no {basis!r}; it has {known}: say --basis NAME")
         scores = evaluate(adata.obsm[basis], adata.obs, label_key, batch_key)
         _say(json.dumps(scores, indent=1) if as_json else "\n".join(f"{name:16}{value:.3f}" for name, value in scores.items()))
@@ -276,7 +277,9 @@ def compare_species(
     out: Out = None, given: Given = None, quick: Quick = False, as_json: AsJson = False,
 ):
     "Compare the cell types of two species: one space for both, Wasserstein distances, a taxonomy."
-    _run("cross_species", [first, second], out, [f"label_key={label_key}", *(given or [])], quick, as_json)
+    given = given or []
+    if not any(g.startswith("label_key=") for g in given): given = [f"label_key={label_key}", *given]
+    _run("cross_species", [first, second], out, given, quick, as_json)
 
 # %% ../nbs/30_cli.ipynb #6d3adc01
 def _demo_table(metrics: dict[str, dict[str, float]]) -> str: # text
@@ -314,7 +317,7 @@ def demo(
 ):
     "Learn embeddings of 700 real blood cells and compare them with PCA."
     done = out / "metrics.json"
-    if not done.exists():
+    if not (done.exists() and {"PCA", "scFormer"} <= json.loads(done.read_text()).keys() and (out / "training.png").exists()):
         if out.is_dir() and any(out.iterdir()):
             typer.echo(f"{out} is not empty and holds no finished demo; name another folder with --out, or remove it", err=True)
             raise typer.Exit(2)

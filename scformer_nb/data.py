@@ -544,6 +544,13 @@ def _complaint(values: np.ndarray) -> str | None:
         return f"{broken:,} of {n:,} stored values are not integers and the largest is {values.max():.3g}, as in logged data"
     return None if n else "it holds zeros only"
 
+
+def _normalised(X: sp.csr_matrix) -> str | None:
+    "What shows that the cells of a matrix were scaled to one total, or None."
+    total = X.sum(axis=1, dtype=np.float64).A1
+    if len(total) < 3 or (X.data[:100_000] == np.rint(X.data[:100_000])).all() or np.ptp(total) > 1e-3 * total.mean(): return None
+    return f"every cell sums to {total.mean():,.0f}, as in normalised data"
+
 # %% ../nbs/00_data.ipynb #97c1fa01
 def _way_out(adata: AnnData, layer: str | None) -> str:
     "Where else than in `layer` raw counts seem to be: another layer, X or .raw."
@@ -608,7 +615,7 @@ def _checked_counts(adata: AnnData, layer: str | None) -> sp.csr_matrix:  # (cel
     if M is None:
         raise ValueError(f"{where} is empty: {_way_out(adata, layer)}")
     X = _to_csr(M)
-    if problem := _complaint(X.data):
+    if problem := _complaint(X.data) or _normalised(X):
         raise ValueError(f"{where} must hold raw counts, but {problem}: {_way_out(adata, layer)}")
     if broken := int((X.data != np.rint(X.data)).sum()):
         warnings.warn(f"{broken:,} of {X.nnz:,} counts in {where} are not integers; taken as they are", UserWarning, stacklevel=3)

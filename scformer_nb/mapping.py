@@ -99,6 +99,7 @@ class Reference:
         alpha: float = 0.05, # share of rightly labelled cells that may become unknown
     ):
         labels = pd.Categorical(labels).remove_unused_categories()
+        labels = labels.rename_categories(labels.categories.astype(str))
         _check_reference(embedding := np.asarray(embedding), labels, batches, k, alpha)
         self.embedding, self.labels, self.k, self.alpha, self.model = embedding, labels, int(k), alpha, None
         distances, rows = held_out_neighbours(embedding, batches, k)

@@ -18,8 +18,8 @@ import platform
 import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -38,6 +38,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .api import FORMAT, ScFormer, _read_model, _write_model
+from .baselines import _quietly
 from .binning import bin_values
 from .data import preprocess
 from .heads import GeneQuery, mlp
@@ -231,11 +232,14 @@ def score(
 ) -> pd.DataFrame: # a row per perturbation: the metrics and, where both singles are known, corr_nonadditive
     "Metrics of all predicted perturbations."
     own, rows = (profiles.change[:0] if singles is None else singles - profiles.control), {}
-    for c, row in predicted.iterrows():
-        rows[c] = perturbation_metrics(row, profiles.mean.loc[c], profiles.control, profiles.top[c])
+    if unknown := [c for c in predicted.index if canonical(c) not in profiles.mean.index]:
+        raise ValueError(f"there is no profile of {', '.join(map(repr, unknown[:5]))}; the truth has {len(profiles.mean)} perturbations")
+    for name, row in predicted.iterrows():
+        c = canonical(name)
+        rows[name] = perturbation_metrics(row, profiles.mean.loc[c], profiles.control, profiles.top[c])
         genes = parse_condition(c)
         given, true = _excess(row - profiles.control, own, genes), _excess(profiles.change.loc[c], profiles.change, genes)
-        if given is not None and true is not None: rows[c]["corr_nonadditive"] = pearson(given, true)
+        if given is not None and true is not None: rows[name]["corr_nonadditive"] = pearson(given, true)
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../nbs/09_perturbation.ipynb #9a60a9b8
@@ -437,10 +441,8 @@ def _gears_data(train: ad.AnnData, folder: Path, of: dict[str, set], seed: int):
 # %% ../nbs/09_perturbation.ipynb #76cb2113
 @contextmanager
 def _silence():
-    "Neither prints nor warnings: GEARS reports every 50 steps"
-    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), redirect_stdout(quiet), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    "As for the other baselines, and no progress bars: GEARS reports every 50 steps"
+    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), _quietly(): yield
 
 # %% ../nbs/09_perturbation.ipynb #5defd0cb
 def gears(
@@ -456,8 +458,8 @@ def gears(
     except ImportError as e: raise ImportError(f"GEARS needs cell-gears ({e}): pip install 'scformer_nb[gears]'") from e
     genes = sorted({*train.var_names, *(g for c in [*train.obs["condition"].unique(), *conditions] for g in parse_condition(c))})
     of, edges, weight = _gears_graph(genes, gene_sets)
-    torch.manual_seed(seed); np.random.seed(seed)
     with tempfile.TemporaryDirectory() as folder, _silence():
+        torch.manual_seed(seed); np.random.seed(seed)
         data = _gears_data(train, Path(folder), of, seed)
         data.get_dataloader(batch_size, 128)
         sparse, data.adata = data.adata, data.adata.copy()
@@ -761,6 +763,24 @@ def _brief(m: EffectModel, condition: str, rows: np.ndarray) -> tuple[np.ndarray
         features[:len(genes), -1] = [g in seen for g in genes]
     return m.expected([condition], rows)[0] * bool(genes), number, features
 
+# %% ../nbs/09_perturbation.ipynb #b3d6d17a
+def _is_prepared(adata: ad.AnnData, condition_key: str, batch_key: str | None, layer: str | None) -> bool:
+    "Whether `prepare` made it. Raises ValueError for options of `prepare` that come too late."
+    made = adata.uns.get("perturbation")
+    if not isinstance(made, Mapping) or "condition_key" not in made: return False
+    same = condition_key in ("condition", made["condition_key"]) and batch_key in (None, "batch", made["batch_key"]) and layer is None
+    if not same: raise ValueError("adata is the output of `prepare`: condition_key, batch_key and layer are given there")
+    return True
+
+# %% ../nbs/09_perturbation.ipynb #7aeefdcc
+def _check_names(perturbed: set[str], measured: Iterable[str], sets: dict[str, list[str]] | None) -> None:
+    "Warns of perturbed genes without expression. Raises ValueError for gene sets that name none of them."
+    n, known = len(perturbed), len(perturbed & set(measured))
+    if known < n / 2: warnings.warn(f"{known} of {n} perturbed genes are among the measured ones; are both named alike?", stacklevel=3)
+    if sets and not any(perturbed & set(genes) for genes in sets.values()):
+        some = ", ".join(sorted(perturbed)[:3])
+        raise ValueError(f"none of the {len(sets)} gene sets names a perturbed gene ({some}): names must be of the same kind in both")
+
 # %% ../nbs/09_perturbation.ipynb #bb8d18db
 class PerturbationModel:
     "Expression after perturbation by a transformer that starts from additive effects (section 4.3)."
@@ -770,7 +790,7 @@ class PerturbationModel:
         condition_key: str = "condition", # column of obs with the perturbation of each cell
         batch_key: str | None = None, # column of obs with the sequencing batch
         layer: str | None = None, # layer with raw counts; None: X
-        direction: str = "down", # "down": perturbed genes are silenced, "up": activated
+        direction: str = "down", # token that marks perturbed genes: "down", silenced, or "up", activated; all of a model have the same
         targets: Sequence[str] = (), # further genes that may be asked for
         gene_sets: dict[str, list[str]] | str | Path | None = None, # gene sets or a .gmt file that say which genes are alike
         n_hvg: int = 5000, # highly variable genes to use, beside the perturbed ones
@@ -780,12 +800,14 @@ class PerturbationModel:
         init: ScFormer | None = None, # model trained on control cells to start from
     ):
         if direction not in DIRECTIONS: raise ValueError(f"direction must be 'down' or 'up', not {direction!r}")
-        data = adata if "perturbation" in adata.uns else prepare(adata, condition_key, batch_key, layer, n_hvg)
+        prepared = _is_prepared(adata, condition_key, batch_key, layer)
+        data = adata if prepared else prepare(adata, condition_key, batch_key, layer, n_hvg)
         names = sorted(set(data.obs["condition"]) - {"control"})
         if len(names) < 2: raise ValueError(f"{len(names)} training perturbation is too little; at least 2 are needed")
         further = {g for c in names for g in parse_condition(c)} | {str(g) for g in targets}
         self.vocab = Vocabulary([*data.var_names, *sorted(further - set(data.var_names))], SPECIALS)
         sets = gene_sets if isinstance(gene_sets, dict | None) else read_gmt(gene_sets)
+        _check_names(further, data.var_names, sets)
         self.data, self.recipe, self.effects = data, _sizes_of(recipe, init), fit_effects(data, self.vocab.genes, sets)
         self._settings = dict(n_genes=data.n_vars, direction=direction, n_bins=int(n_bins), seed=int(seed), gain={}, scale={})
         self._tokens()
@@ -800,6 +822,8 @@ class PerturbationModel:
             n_features = len(self.effects.components) + 1
             self.network = PerturbationNetwork(self.recipe, s["n_genes"], len(self.vocab), n_features, s["n_bins"], self.vocab.n_specials)
         self.history = pd.DataFrame()
+
+    _mode = property(lambda self: "all" if self.recipe.head == "genes" else "expressed")
 
     def __repr__(self):
         trained = f"trained for {len(self.history)} epochs" if len(self.history) else "not trained"
@@ -823,9 +847,9 @@ def _tokens(self: PerturbationModel):
     control = np.flatnonzero((data.obs["condition"] == "control").to_numpy())
     wide = values[control]
     wide = sp.csr_matrix((wide.data, wide.indices, wide.indptr), (len(control), len(self.vocab.genes)))
-    self.cells = CellTokens(wide, wide, self.vocab)
+    self.cells = CellTokens(wide, wide, self.vocab, genes=self._mode)
     some = wide[np.random.default_rng([s["seed"], 3]).permutation(len(control))[:256]]
-    self.inputs = CellTokens(some, some, self.vocab)
+    self.inputs = CellTokens(some, some, self.vocab, genes=self._mode)
     self.bins, self.centres = bins, bin_centres(data.X, bins, s["n_bins"])
     self.control = pd.Series(profile(data).control, data.var_names)
 
@@ -926,7 +950,7 @@ def _judge(
 @patch
 def _validate(self: PerturbationModel, items: pd.DataFrame) -> tuple[float, dict]: # error relative to the start's, gains
     "Error on situations of held-out perturbations"
-    if not len(items): return float("nan"), {}
+    if not len(items): return float("nan"), {"all": 0.0 if self.recipe.start and self.recipe.valid else 1.0}
     given, wanted = self._corrections(list(items.brief), list(items.unseen), 24), np.stack(list(items.wanted))
     if self.recipe.start: return _judge(items, wanted, given)
     return float(((wanted - given) ** 2).sum() / (wanted ** 2).sum()), {"all": 1.0}
@@ -1035,11 +1059,16 @@ def fit(self: PerturbationModel,
     if self.data is None: raise ValueError("a loaded model has no training data; make a new PerturbationModel(adata) to train")
     if max_epochs < 1: raise ValueError(f"max_epochs={max_epochs} must be at least 1")
     if resume and not run_dir: raise ValueError("resume=True continues the run in `run_dir`, which is not given")
+    if len(self.history) and not resume:
+        raise ValueError(f"{self!r}; make a new PerturbationModel(adata), or continue a run with resume=True")
     folder = _prepare_folder(run_dir, resume) if run_dir else None
     identity = self._identity() if folder else ""
     run = self._begin(folder / "last.ckpt" if resume and (folder / "last.ckpt").exists() else None, identity)
     r, s, items = self.recipe, self._settings, self._items()
     held, valid = self._held_out(items)
+    if r.start and r.valid and not len(valid):
+        n = len(self.effects.names)
+        warnings.warn(f"{n} training perturbations are too few to hold some out: predictions are the start's", stacklevel=2)
     spread = lambda wanted: float(np.sqrt(np.mean(np.stack(list(wanted)) ** 2)))
     s["scale"] = {u: spread(rows.wanted) for u, rows in items.groupby("unseen")} if r.loss == "mse" else {}
     if (n := len(run.rows)) > max_epochs:
@@ -1049,7 +1078,7 @@ def fit(self: PerturbationModel,
         if not np.isfinite(losses).all(): raise FloatingPointError(f"the loss is {losses[-1]} in epoch {epoch}; lower `lr`")
         error, gain = self._validate(valid)
         run.rows.append(dict(epoch=epoch, train_loss=float(np.mean(losses)), valid_loss=error))
-        gain = (gain or {"all": 1.0}) | ({"seen": 0.0} if r.start else {})
+        gain = gain | ({"seen": 0.0} if r.start else {})
         weights = lambda: {k: v.detach().clone() for k, v in run.network.state_dict().items()}
         if not error >= run.best["error"]: run.best = dict(error=error, gain=gain, weights=weights())
         if folder: run.save(folder, identity)
@@ -1152,7 +1181,7 @@ def load(cls: PerturbationModel, folder: str | Path) -> "PerturbationModel":
         alike = _from_parts("alike", tensors).astype(float)
         model.effects = EffectModel(facts["names"], facts["genes"], alike, shared=facts["shared"], **arrays)
         inputs, genes = _from_parts("inputs", tensors), facts["genes"][:facts["settings"]["n_genes"]]
-        model.inputs, model.centres = CellTokens(inputs, inputs, model.vocab), tensors["centres"].numpy()
+        model.inputs, model.centres = CellTokens(inputs, inputs, model.vocab, genes=model._mode), tensors["centres"].numpy()
         model.control = pd.Series(tensors["control"].numpy(), genes)
         model._build()
         model.network.load_state_dict(part("network."))

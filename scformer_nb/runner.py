@@ -178,24 +178,27 @@ def put(
     return new.replace(file)
 
 # %% ../nbs/29_runner.ipynb #98119e26
-def _check_folder(folder: Path, page: str) -> None:
-    "Raises ValueError for a folder that no run of this page made."
+def _check_folder(folder: Path, page: str, data: dict) -> None:
+    "Raises ValueError for a folder that no run of this page made, or a finished run on other data."
     if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder} is a file; name a folder with -o")
     if not folder.is_dir() or not any(p.name != ".lock" for p in folder.iterdir()): return
-    try: made_by = json.loads((folder / "run.json").read_text())["page"]
+    try: made = json.loads((folder / "run.json").read_text()); made_by = made["page"]
     except (OSError, ValueError, KeyError):
         raise ValueError(f"{folder} is not empty and no run of a page made it; name another folder with -o") from None
     if made_by != page: raise ValueError(f"{folder} holds a run of the page {made_by}; name another folder with -o")
+    before = {k: made["parameters"].get(k) for k in data} if made.get("state") == "finished" else data
+    if before != data: raise ValueError(f"{folder} holds a run on {' and '.join(map(str, before.values()))}; name another folder with -o")
 
 # %% ../nbs/29_runner.ipynb #214c3aea
 @contextmanager
 def claimed(
     folder: Path, # made if need be
     page: str, # short name
+    data: dict, # parameters of the page that name the data
 ) -> Iterator[Path]: # the folder
     "A folder for this process alone. Raises ValueError when another run is in it, it holds other things, or cannot be written."
     import filelock
-    _check_folder(folder, page)
+    _check_folder(folder, page, data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (lock := filelock.FileLock(folder / ".lock", timeout=0)).acquire()
@@ -376,8 +379,9 @@ def run_page(
     values = _all_values(params, data, given, folder, quick)
     lines, notes = _looked(params, values)
     facts = dict(page=short, data=lines, parameters=values, quick=quick, command=_command(short, data, given, quick, out))
-    with claimed(folder, short), _noted(folder, facts):
+    with claimed(folder, short, _data_values(params, data)), _noted(folder, facts):
         (folder / "work").mkdir(exist_ok=True)
+        (folder / "metrics.json").unlink(missing_ok=True)
         start = time.perf_counter()
         nb = _execute(page, folder, values, show)
         facts["seconds"] = round(time.perf_counter() - start, 1)

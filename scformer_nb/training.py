@@ -40,6 +40,13 @@ def _check_recipe(r) -> None:
         dsbn=(False, True, "affine"))
     for name, allowed in choices.items():
         if getattr(r, name) not in allowed: raise ValueError(f"{name} must be {', '.join(map(str, allowed))}, not {getattr(r, name)!r}")
+    if not any(r.weights[head] for head in ("mgm", "mvc", "zero", "count", "ecs")):
+        raise ValueError("all of mgm, mvc, zero, count and ecs have the weight 0: there is nothing to learn")
+    for name in ("mgm", "mvc", "zero", "count", "ecs", "dar", "warm_start", "warmup_steps", "dropout"):
+        if getattr(r, name) < 0: raise ValueError(f"{name}={getattr(r, name)} must not be negative")
+    for name in ("max_genes", "max_masked", "n_blocks", "hidden", "lr", "lr_decay", "clip"):
+        if getattr(r, name) is not None and not getattr(r, name) > 0: raise ValueError(f"{name}={getattr(r, name)} must be above 0")
+    if r.dropout >= 1: raise ValueError(f"dropout={r.dropout} must be below 1")
     if not 0 < r.mask_ratio < 1: raise ValueError(f"mask_ratio={r.mask_ratio} must lie between 0 and 1")
     if min(r.batch_size, r.n_heads) < 1: raise ValueError(f"batch_size={r.batch_size} and n_heads={r.n_heads} must be at least 1")
     if r.dim < 1 or r.dim % r.n_heads: raise ValueError(f"dim={r.dim} must be a multiple of n_heads={r.n_heads}")
@@ -309,6 +316,8 @@ def _prepare_folder(run_dir: str | Path, resume: bool) -> Path:
     if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file, not a folder")
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise FileExistsError(f"{folder} is not empty; choose another folder, or continue the run in it with resume=True")
+    if (folder / "model.json").exists() and not (folder / "last.ckpt").exists():
+        raise FileExistsError(f"{folder} holds a saved model and no run to continue; choose another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder): pass

@@ -153,7 +153,7 @@ def test_folders_that_are_refused(run_toy, cells, tmp_path):
     assert "is not empty and no run of a page made it" in refused(thesis) and left(thesis) == ["thesis.docx"]
     assert "holds a run of the page clustering" in refused(other)
     assert "is a file" in refused(cells)
-    with runner.claimed(tmp_path / "busy", "toy"):
+    with runner.claimed(tmp_path / "busy", "toy", {"dataset": "toy"}):
         assert "another run is at work in" in refused(tmp_path / "busy")
 
 
