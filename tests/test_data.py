@@ -273,6 +273,7 @@ ERRORS = {
     "library_size too small": (lambda: data.preprocess(cells(obs=lambda a: a.obs.assign(library_size=1.0))), "sum of counts in 60"),
     "unknown name": (lambda: data.load("pancreas"), "did you mean 'pancreas"),
     "unknown file": (lambda: data.fetch("norman.zap"), "did you mean 'norman.zip'"),
+    "counts per million": (lambda: data.check_adata(cells(X=sp.diags(1e6 / COUNTS.sum(1).A1) @ COUNTS)), "every cell sums to 1,000,000"),
 }
 WARNINGS = {
     "float counts": (lambda: data.check_adata(cells(X=COUNTS * 1.37)), "counts in X are not integers"),

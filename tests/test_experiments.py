@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from test_pages import defaults, run
 
 from scformer_nb.data import simulate
+from scformer_nb.evaluation import Ledger
 
 PAGES = {page.stem.split("_", 2)[2]: page for page in notebooks.pages() if page.stem[:2] in ("10", "11", "12", "13")}
 
@@ -66,6 +67,17 @@ def test_a_second_run_computes_nothing_again(tmp_path):
     before = ledger.read_bytes()
     run(PAGES["ablation"], tmp_path, **parameters)
     assert ledger.read_bytes() == before
+
+
+def test_corrected_labels_are_scored_anew(tmp_path):
+    parameters = own_keys(PAGES["ablation"], tmp_path)
+    run(PAGES["ablation"], tmp_path, **parameters)
+    cells = ad.read_h5ad(parameters["dataset"])
+    cells.obs["my_label"] = cells.obs["my_label"].to_numpy()[::-1]
+    cells.write_h5ad(parameters["dataset"])
+    run(PAGES["ablation"], tmp_path, **parameters)
+    first, second = np.split(Ledger(tmp_path / "results/ablation.jsonl").table()["NMI"].to_numpy(), 2)
+    assert (first != second).all()
 
 
 def test_the_papers_own_data_by_name(tmp_path, monkeypatch):

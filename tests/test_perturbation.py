@@ -299,3 +299,29 @@ def test_page_on_the_published_layout_of_gears(adata, tmp_path, monkeypatch):
     notebook = run(PAGE, tmp_path, dataset="norman_gears", gene_sets="", methods=METHODS, out=str(tmp_path / "out"))
     assert not notebook.metadata.papermill.exception
     assert set(pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True).dataset) == {"norman_gears"}
+
+
+def test_a_screen_too_small_to_hold_anything_out_keeps_its_start(data):
+    few = data[data.obs.condition.isin(["control", *sorted(set(data.obs.condition) - {"control"})[:4]])].copy()
+    model = PerturbationModel(few, recipe=SMALL)
+    start = model.predict(model.vocab.genes[:10])
+    with pytest.warns(UserWarning, match="4 training perturbations are too few to hold some out"):
+        model.fit(max_epochs=1, progress=False)
+    assert np.array_equal(model.predict(start.index), start)
+
+
+def test_scores_know_a_perturbation_by_any_of_its_names(data):
+    truth = profile(data)
+    double = next(c for c in truth.mean.index if "+" in c)
+    a, b = double.split("+")
+    asked = truth.mean.loc[[double]].set_axis([f"{b}+{a}"])
+    assert np.isclose(score(asked, truth).loc[f"{b}+{a}", "corr"], 1)
+    with pytest.raises(ValueError, match="there is no profile of 'gene0\\+nogene'"):
+        score(asked.set_axis(["gene0+nogene"]), truth)
+
+
+def test_the_papers_recipe_gives_every_gene_a_token(train):
+    paper = replace(PAPER, dim=16, hidden=16, n_blocks=1)
+    model = PerturbationModel(train, recipe=paper)
+    ours = PerturbationModel(train, recipe=SMALL)
+    assert (model.cells.lengths == len(model.vocab.genes)).all() and (ours.cells.lengths < len(model.vocab.genes)).any()
