@@ -159,8 +159,8 @@ def evaluate(
         from scformer_nb.evaluation import evaluate
         adata = load(data)
         known = ", ".join(adata.obsm) or "no embeddings"
-        if not (label_key or batch_key): raise ValueError("there is nothing to score: say --label-key NAME, --batch-key NAME or both")
         if basis not in adata.obsm: raise ValueError(f"obsm has no {basis!r}; it has {known}: say --basis NAME")
+        if not (label_key or batch_key): raise ValueError("there is nothing to score: say --label-key NAME, --batch-key NAME or both")
         scores = evaluate(adata.obsm[basis], adata.obs, label_key, batch_key)
         _say(json.dumps(scores, indent=1) if as_json else "\n".join(f"{name:16}{value:.3f}" for name, value in scores.items()))
 
