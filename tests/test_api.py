@@ -652,6 +652,14 @@ def test_a_card_says_what_it_knows_and_no_more(trained):
     assert 'license: "other: mine"\n---\n' in card and "| NMI / x | 1 |" in card
 
 
+def test_a_trained_model_is_not_trained_over():
+    trained = model(epochs=1)
+    weights = {k: v.clone() for k, v in trained.network.state_dict().items()}
+    with pytest.raises(ValueError, match="trained for 1 epochs; make a new ScFormer"):
+        trained.fit(1, progress=False)
+    assert all(torch.equal(v, weights[k]) for k, v in trained.network.state_dict().items()) and len(trained.history) == 1
+
+
 # ---- the command
 
 @pytest.fixture
@@ -659,6 +667,12 @@ def demo(monkeypatch):
     "scformer demo, which must end before any training."
     monkeypatch.setattr(cli, "_run_demo", lambda *args: pytest.fail("it started to train"))
     return lambda *args: CliRunner().invoke(cli.app, ["demo", *map(str, args)])
+
+
+def test_demo_refuses_the_folder_of_another_run(demo, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"sum": {"total": 42}}))
+    done = demo("--out", tmp_path)
+    assert done.exit_code == 2 and "holds no finished demo" in done.output
 
 
 def test_demo_refuses_a_folder_that_is_not_empty(demo, tmp_path):

@@ -165,6 +165,23 @@ def test_genes_without_symbols_are_told_of(cells):
     assert "genes go by Ensembl ids" in runner.look(str(cells), {name: p.default for name, p in params.items()}, params)[1][0]
 
 
+def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp_path):
+    run_toy(cells, "-o", tmp_path / "run")
+    numbers = (tmp_path / "run/metrics.json").read_bytes()
+    others = tmp_path / "others.h5ad"
+    others.write_bytes(cells.read_bytes())
+    assert f"holds a run on {cells}" in run_toy(others, "-o", tmp_path / "run", code=2)[1]
+    assert (tmp_path / "run/metrics.json").read_bytes() == numbers
+
+
+def test_the_label_key_of_two_species_may_come_either_way(scformer, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "_run", lambda page, data, out, values, *rest: given.append(values))
+    scformer("compare-species", "a.h5ad", "b.h5ad", "--label-key", "kind")
+    scformer("compare-species", "a.h5ad", "b.h5ad", "-p", "label_key=kind")
+    assert given == [["label_key=kind"], ["label_key=kind"]]
+
+
 # ---- run: a page that fails, is killed, and is continued
 
 def test_a_page_that_fails_leaves_the_cell_and_the_reason(run_toy, cells, tmp_path):
