@@ -10,7 +10,6 @@ __all__ = ['DIRECTIONS', 'SPECIALS', 'PAPER', 'parse_condition', 'canonical', 's
            'PerturbationRecipe', 'PerturbedEncoder', 'PerturbationNetwork', 'situations', 'PerturbationModel']
 
 # %% ../nbs/09_perturbation.ipynb #cf137296
-import hashlib
 import json
 import os
 import pickle
@@ -41,6 +40,7 @@ from .api import FORMAT, ScFormer, _read_model, _write_model
 from .baselines import _quietly
 from .binning import bin_values
 from .data import preprocess
+from .evaluation import digest
 from .heads import GeneQuery, mlp
 from .model import Encoder
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, perturbation_tokens, read_gmt
@@ -1000,10 +1000,7 @@ def _nothing(self: PerturbationModel) -> tuple: # of `_brief`, for a control cel
 def _identity(self: PerturbationModel) -> str: # digest of data, recipe and settings
     "What a run and its continuation have in common"
     data, fixed = self.data, {k: v for k, v in self._settings.items() if k not in ("gain", "scale")}
-    obs = data.obs[["condition", "batch"]].astype(str).to_numpy().tolist()
-    digest = hashlib.sha256(json.dumps([asdict(self.recipe), fixed, self.vocab.genes, obs]).encode())
-    for part in (data.X.indptr, data.X.indices, data.X.data, self.effects.alike.indices): digest.update(part.tobytes())
-    return digest.hexdigest()
+    return digest(asdict(self.recipe), fixed, self.vocab.genes, data.obs[["condition", "batch"]], data.X, self.effects.alike)
 
 # %% ../nbs/09_perturbation.ipynb #89cce2d1
 @dataclass
