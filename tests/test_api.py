@@ -28,7 +28,7 @@ from scformer_nb import api, cli, data
 from scformer_nb.api import ScFormer
 from scformer_nb.training import DEFAULT, PAPER
 
-SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
+SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
 RECIPE, DSBN = replace(DEFAULT, **SMALL), replace(PAPER, **SMALL)
 CELLS = data.simulate(60, 60, 3, 2)
 COUNTS = CELLS.X
@@ -407,7 +407,7 @@ NUMPY = {
     "seed": dict(seed=np.int64(3)),
     "n_bins": dict(n_bins=np.int32(11)),
     "n_hvg": dict(n_hvg=np.int64(20)),
-    "recipe": dict(recipe=replace(RECIPE, hidden=np.int64(16), ecs=np.float32(1))),
+    "recipe": dict(recipe=replace(RECIPE, d_ff=np.int64(16), ecs=np.float32(1))),
 }
 
 
@@ -533,7 +533,7 @@ def test_garbage_in_model_json(saved, case):
 OTHERS = {
     "another seed": lambda: model(seed=1),
     "other genes, as many": lambda: model(toy(names=[f"other_{i}" for i in range(60)])),
-    "another size": lambda: model(recipe=replace(RECIPE, hidden=32)),
+    "another size": lambda: model(recipe=replace(RECIPE, d_ff=32)),
     "other batches": lambda: model(batch_key=None),
 }
 

@@ -19,7 +19,7 @@ from scformer_nb import data, training
 from scformer_nb.api import ScFormer
 from scformer_nb.training import DEFAULT, PAPER, History, TrainingModule
 
-SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
+SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
 RECIPE = replace(DEFAULT, **SMALL)
 CELLS = data.simulate(60, 60, 3, 2)
 
@@ -163,7 +163,7 @@ def test_a_finished_run_can_be_prolonged(run, uninterrupted):
 
 
 def test_numpy_numbers_do_not_spoil_a_checkpoint(tmp_path):
-    how = dict(seed=np.int64(3), recipe=replace(RECIPE, lr=np.float64(1e-3), hidden=np.int64(16)))
+    how = dict(seed=np.int64(3), recipe=replace(RECIPE, lr=np.float64(1e-3), d_ff=np.int64(16)))
     model(1, tmp_path, **how)
     assert len(model(2, tmp_path, resume=True, **how).history) == 2
 
@@ -263,7 +263,7 @@ from scformer_nb.training import DEFAULT, PAPER
 
 if __name__ == "__main__":
     folder, adata = sys.argv[1], simulate(60, 60, 3, 2)
-    small = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
+    small = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
     for name, batch_key, recipe in (("batches", "batch", DEFAULT), ("alone", None, DEFAULT), ("paper", "batch", PAPER)):
         model = ScFormer(adata, batch_key=batch_key, recipe=replace(recipe, **small))
         model.fit(2, f"{folder}/{name}", progress=False, accelerator="cpu", devices=2)
