@@ -121,7 +121,7 @@ def _length_chunks(
 # %% ../nbs/06_api.ipynb #104fd0be
 @torch.inference_mode()
 def _embed(
-    network: Network, # in evaluation mode
+    network: ScFormerNetwork, # in evaluation mode
     cells: CellTokens, # cells to embed
     device: torch.device, # where to compute
 ) -> np.ndarray: # (cells, dim) of unit length

@@ -39,22 +39,10 @@ class HeadSizes:
 class HeadInput:
     "What heads may look at in one mini-batch."
     genes: torch.Tensor # (genes, dim) vectors of all genes, emb_g
-    h: torch.Tensor # (cells, tokens, dim) gene-level output
-    h_c: torch.Tensor # (cells, dim) cell embedding
+    tokens: torch.Tensor # (cells, tokens, decoder_dim) `h`, with the embedding of the batch beside it
+    cell: torch.Tensor # (cells, decoder_dim) `h_c`, with the embedding of the batch beside it
+    h_c: torch.Tensor # (cells, dim) cell embedding alone
     b: TokenBatch # the mini-batch: targets, masks, batch codes
-    batch: torch.Tensor | None = None # (cells, dim) embedding of each cell's batch; None: not known
-
-    @property
-    def tokens(self) -> torch.Tensor: # (cells, tokens, decoder_dim)
-        "`h` with the embedding of the batch beside it"
-        if self.batch is None:
-            return self.h
-        return torch.cat([self.h, self.batch.unsqueeze(1).expand(-1, self.h.shape[1], -1)], -1)
-
-    @property
-    def cell(self) -> torch.Tensor: # (cells, decoder_dim)
-        "`h_c` with the embedding of the batch beside it"
-        return self.h_c if self.batch is None else torch.cat([self.h_c, self.batch], -1)
 
 # %% ../nbs/05_heads.ipynb #4442e560
 class Head(nn.Module):
@@ -255,8 +243,16 @@ class Heads(nn.Module):
         b: TokenBatch, # the mini-batch
     ) -> dict[str, torch.Tensor]: # loss of each head, not weighted
         "Losses of all heads that are on"
-        seen = HeadInput(genes, h, h_c, b, self.batch(b.batch) if self.batch else None)
+        cell, tokens = self.beside_batch(h_c, b.batch), self.beside_batch(h, b.batch)
+        seen = HeadInput(genes, tokens, cell, h_c, b)
         return {name: self.get_submodule(name)(seen) for name in self.weights}
+
+    def beside_batch(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor: # (cells, ..., decoder_dim)
+        "Vectors (cells, ..., dim) with the embedding of each cell's batch beside them"
+        if self.batch is None:
+            return x
+        known = self.batch(batch).view(len(x), *[1] * (x.ndim - 2), -1)
+        return torch.cat([x, known.expand(*x.shape[:-1], -1)], -1)
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor: # scalar
         "Weighted sum of the losses"
