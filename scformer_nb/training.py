@@ -358,7 +358,7 @@ def read_checkpoint(
         if missing := {"network", "optimiser", "task", "rows", "best", "step"} - state.keys():
             raise KeyError(*missing)
     except Exception as e:
-        raise ValueError(f"{path} is cut off or no checkpoint of this version ({type(e).__name__}); "
+        raise ValueError(f"{path} is cut off or no checkpoint of this library ({type(e).__name__}); "
             "delete it and start anew") from e
     different = sorted(k for k in identity.keys() | saved.keys() if identity.get(k) != saved.get(k))
     if different:

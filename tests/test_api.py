@@ -247,8 +247,7 @@ def test_batches_matter_to_new_cells_only_with_dsbn(trained, Z):
         paper.embed_cells(anndata.AnnData(COUNTS, var=CELLS.var))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, DSBN, replace(RECIPE, pool="mean"), replace(RECIPE, pool="weighted")],
-                         ids=["default", "paper", "mean", "weighted"])
+@pytest.mark.parametrize("recipe", [RECIPE, DSBN], ids=["default", "paper"])
 def test_cells_without_any_expressed_gene(recipe):
     empty = toy(sp.diags([0.0] * 3 + [1.0] * 57).tocsr() @ COUNTS)
     with pytest.warns(UserWarning, match="3 of 60 cells express none of the 60 genes"):
@@ -309,7 +308,7 @@ def test_the_global_random_state_is_left_alone(trained, monkeypatch, what):
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state()[1:3], states[1], strict=True))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, DSBN, replace(RECIPE, pool="weighted")], ids=["default", "paper", "weighted"])
+@pytest.mark.parametrize("recipe", [RECIPE, DSBN], ids=["default", "paper"])
 def test_embeddings_depend_on_the_cell_alone(recipe, monkeypatch):
     "Not on the chunks they are computed in, nor on the order of cells and genes."
     made = model(epochs=1, recipe=recipe)
