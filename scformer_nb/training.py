@@ -498,7 +498,8 @@ def train(
 # %% ../nbs/07_training.ipynb #6891a69d
 def new_fabric(accelerator: str, devices: int) -> Fabric:
     "A quiet Fabric, with its processes started"
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for name in ("lightning.fabric", "lightning.pytorch"): # of both, whichever was imported last
+        logging.getLogger(name).setLevel(logging.ERROR)
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
     return fabric

@@ -497,7 +497,7 @@ if __name__ == "__main__":
 """
 
 
-LAUNCHERS = {"by itself": [], "by torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable]}
+LAUNCHERS = {"by itself": [], "by torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
