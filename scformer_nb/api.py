@@ -30,8 +30,9 @@ from . import __version__
 from .binning import bin_values
 from .data import check_adata, looks_like_ensembl, preprocess
 from .tokens import CellTokens, Vocabulary, align_genes, make_batch
-from .training import DEFAULT, PAPER, Network, Recipe, start_biases, warm_start
-from .training import fit as train
+from .heads import upgrade_weights
+from .svd_init import bias_init, svd_init
+from .training import DEFAULT, PAPER, Recipe, ScFormerNetwork, ScFormerTask, train
 
 # %% ../nbs/06_api.ipynb #7320573b
 def _tokens_of(
@@ -70,15 +71,17 @@ class ScFormer:
         codes = None if batches is None else batches.cat.codes.to_numpy(np.int64)
         self.cells = _tokens_of(data.layers["counts"], self.vocab.genes, self.vocab, n_bins, codes, recipe.genes)
         self._build()
-        if recipe.warm_start: warm_start(self.network, self.cells)
-        start_biases(self.network, self.cells, n_bins)
+        if recipe.svd_init:
+            svd_init(self.network.encoder, self.cells, recipe.svd_init)
+        bias_init(self.network.heads, self.cells)
 
     def _build(self):
         "An untrained network, drawn from the seed and without touching the global one"
         s = self._settings
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(s["seed"])
-            self.network = Network(self.recipe, len(self.vocab.genes), self.vocab.n_specials, s["n_bins"], max(1, len(s["batches"])))
+            self.network = ScFormerNetwork(self.recipe, n_genes=len(self.vocab.genes), n_specials=self.vocab.n_specials,
+                n_bins=s["n_bins"], n_batches=max(1, len(s["batches"])))
         self.history = pd.DataFrame()
 
     def __repr__(self):
@@ -98,7 +101,9 @@ def fit(self: ScFormer,
     "Train and keep the epoch with the best validation loss; the losses are in `history`."
     if self.cells is None: raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
     if len(self.history) and not resume: raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue a run with resume=True")
-    self.history = train(self.network, self.cells, max_epochs, self._settings["seed"], run_dir, resume, progress, accelerator, devices)
+    task = ScFormerTask(self.network, self.cells, self._settings["seed"])
+    self.history = train(task, max_epochs, run_dir=run_dir, resume=resume, progress=progress,
+        accelerator=accelerator, devices=devices)
     return self
 
 # %% ../nbs/06_api.ipynb #fd2d34b4
@@ -116,7 +121,7 @@ def _length_chunks(
 # %% ../nbs/06_api.ipynb #104fd0be
 @torch.inference_mode()
 def _embed(
-    network: Network, # in evaluation mode
+    network: ScFormerNetwork, # in evaluation mode
     cells: CellTokens, # cells to embed
     device: torch.device, # where to compute
 ) -> np.ndarray: # (cells, dim) of unit length
@@ -247,10 +252,10 @@ def load(cls: ScFormer, folder: str | Path) -> "ScFormer":
     weights, facts = _read_model(Path(folder))
     model = cls.__new__(cls)
     try:
-        model._settings, model.recipe, model.cells = facts["settings"], Recipe(**facts["recipe"]), None
+        model._settings, model.recipe, model.cells = facts["settings"], Recipe.from_dict(facts["recipe"]), None
         model.vocab = Vocabulary(facts["genes"], facts["specials"])
         model._build()
-        model.network.load_state_dict(weights)
+        model.network.load_state_dict(upgrade_weights(weights, model.network))
     except (KeyError, TypeError, RuntimeError) as e:
         raise ValueError(f"the two files in {folder} do not belong together: {str(e).splitlines()[0]}") from e
     if bad := [k for k, w in weights.items() if not w.isfinite().all()]:
