@@ -24,8 +24,9 @@ import torch
 from scib.metrics import silhouette
 from typer.testing import CliRunner
 
-from scformer_nb import api, cli, data
-from scformer_nb.api import ScFormer
+from scformer_nb import cli, data, model_files, scformer
+from scformer_nb.scformer import ScFormer
+from scformer_nb.io import speaking_shell
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
@@ -95,9 +96,9 @@ def test_every_form_of_counts_gives_the_same_model_and_embedding(trained, Z, for
 
 @pytest.mark.parametrize("form", [COUNTS, COUNTS.toarray(), COUNTS.tocsc()], ids=["CSR", "dense", "CSC"])
 def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch):
-    sizes, check = [], api.check_adata
-    monkeypatch.setattr(api, "PART", 16)
-    monkeypatch.setattr(api, "check_adata", lambda adata, **how: sizes.append(adata.n_obs) or check(adata, **how))
+    sizes, check = [], scformer.check_adata
+    monkeypatch.setattr(scformer, "PART", 16)
+    monkeypatch.setattr(scformer, "check_adata", lambda adata, **how: sizes.append(adata.n_obs) or check(adata, **how))
     toy(form).write_h5ad(tmp_path / "x.h5ad")
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     trained.annotate(backed)
@@ -110,8 +111,8 @@ def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch)
 
 
 def test_an_unseen_batch_at_the_end_of_a_backed_file_is_said_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "PART", 16)
-    monkeypatch.setattr(api, "_embed", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr(scformer, "PART", 16)
+    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     toy(batch=["batch_0"] * 59 + ["lab 7"]).write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(ValueError, match="not seen in training: lab 7"):
         model(recipe=DSBN).embed_cells(anndata.read_h5ad(tmp_path / "x.h5ad", backed="r"))
@@ -121,8 +122,8 @@ def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypa
     more = sp.random(6000, 2000, 0.2, "csr", np.float32, random_state=0, data_rvs=lambda n: np.full(n, 1.0))
     names = [*CELLS.var_names, *(f"extra_{i}" for i in range(1940))]
     anndata.AnnData(more, var=pd.DataFrame(index=names)).write_h5ad(tmp_path / "x.h5ad")
-    monkeypatch.setattr(api, "PART", 500)
-    monkeypatch.setattr(api, "_embed", lambda network, cells, device: np.ones((len(cells), 16), np.float32))
+    monkeypatch.setattr(scformer, "PART", 500)
+    monkeypatch.setattr(scformer, "embed_tokens", lambda network, cells: np.ones((len(cells), 16), np.float32))
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     tracemalloc.start()
     trained.embed_cells(backed)
@@ -135,8 +136,18 @@ def test_counts_in_a_layer(trained, Z):
     given = toy(COUNTS.log1p(), layers={"counts": COUNTS})
     made = model(given, epochs=2, layer="counts")
     assert same(made, trained) and np.array_equal(made.embed_cells(given), Z)
-    with pytest.raises(ValueError, match="layer='counts' does not exist"):
+    with pytest.raises(ValueError, match="trained on layer 'counts', which these cells do not have .layers: none.*pass layer='X' for X"):
         made.embed_cells(CELLS)
+    with speaking_shell(), pytest.raises(ValueError, match="say --layer X for X, or the name of a layer"):
+        made.embed_cells(CELLS)
+    assert np.array_equal(made.embed_cells(CELLS, layer="X"), Z)
+    elsewhere = toy(COUNTS.log1p(), layers={"raw": COUNTS})
+    for use in (made, trained):  # whatever layer it was trained on
+        assert np.array_equal(use.embed_cells(elsewhere, layer="raw"), Z)
+    with pytest.raises(ValueError, match="adata.layers has an 'X' too; rename"):
+        made.embed_cells(toy(layers={"X": COUNTS}), layer="X")
+    with pytest.raises(ValueError, match="layer='row' does not exist"):
+        made.embed_cells(elsewhere, layer="row")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -243,6 +254,8 @@ def test_batches_matter_to_new_cells_only_with_dsbn(trained, Z):
     paper = model(recipe=DSBN)
     with pytest.raises(ValueError, match="batches not seen in training: lab 7.*unseen_batch='mean'"):
         paper.embed_cells(toy(batch=["lab 7"] * 59 + ["batch_0"]))
+    with speaking_shell(), pytest.raises(ValueError, match="the model knows batch_0, batch_1.*say --unseen-batch mean"):
+        paper.embed_cells(toy(batch="lab 7"))
     with pytest.raises(ValueError, match="needs obs.'batch'."):
         paper.embed_cells(anndata.AnnData(COUNTS, var=CELLS.var))
 
@@ -313,13 +326,13 @@ def test_the_global_random_state_is_left_alone(trained, monkeypatch, what):
 def test_embeddings_depend_on_the_cell_alone(recipe, monkeypatch):
     "Not on the chunks they are computed in, nor on the order of cells and genes."
     made = model(epochs=1, recipe=recipe)
-    expected, chunks = made.embed_cells(CELLS), api._length_chunks
+    expected, chunks = made.embed_cells(CELLS), scformer.length_chunks
     rng = np.random.default_rng(0)
     cells, genes = rng.permutation(60), rng.permutation(60)
     assert np.abs(made.embed_cells(CELLS[cells][:, genes].copy()) - expected[cells]).max() < 1e-6
     assert np.abs(made.embed_cells(CELLS[cells[:11]].copy()) - expected[cells[:11]]).max() < 1e-6
     for budget in (1, 100, 1000):  # from one cell at a time
-        monkeypatch.setattr(api, "_length_chunks", partial(chunks, budget=budget))
+        monkeypatch.setattr(scformer, "length_chunks", partial(chunks, budget=budget))
         assert np.abs(made.embed_cells(CELLS) - expected).max() < 1e-6
 
 
@@ -445,7 +458,7 @@ def unwritable(request):
 
 
 def test_saving_where_nothing_can_be_written(trained, unwritable):
-    with pytest.raises(OSError, match=f"cannot write to {unwritable}"):
+    with pytest.raises(OSError, match=f"cannot write {unwritable}"):
         trained.save(unwritable)
 
 
@@ -454,7 +467,7 @@ def test_a_full_disk_leaves_the_old_model(trained, saved):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=f"cannot write to {saved}"):
+        with pytest.raises(OSError, match=f"cannot write {saved}"):
             model(seed=1).save(saved, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -589,7 +602,7 @@ def test_weights_that_are_cut_off(saved, share):
     (lambda weights: {k: v for k, v in weights.items() if k != "encoder.gene.weight"}, "do not belong together")],
     ids=["NaN", "a tensor is missing"])
 def test_weights_that_are_spoilt(trained, saved, change, message):
-    api._write_model(saved, change(trained.network.state_dict()), trained._facts(), overwrite=True)
+    model_files.write_model(saved, change(trained.network.state_dict()), scformer.model_facts(trained), overwrite=True)
     with pytest.raises(ValueError, match=message):
         ScFormer.load(saved)
 
