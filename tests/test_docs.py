@@ -48,7 +48,8 @@ def test_readers_see_no_directives_and_no_hidden_cells(tmp_path):
 def test_definitions_get_an_anchor():
     source = "N = 3\ndef f(): pass\n@patch(cls_method=True)\ndef load(cls: Model, x): pass\nclass Model: pass"
     assert list(docsite.definitions(source)) == ["N", "f", "Model.load", "Model"]
-    assert docsite.source_page("py", dict(module="scformer_nb.scformer", fullname="ScFormer.fit")) == "../pages/08_scformer.html#ScFormer.fit"
+    found = docsite.source_page("py", dict(module="scformer_nb.scformer", fullname="ScFormer.fit"))
+    assert found == "../pages/08_scformer.html#ScFormer.fit"
 
 
 # ---- the API

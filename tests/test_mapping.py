@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from scformer_nb import data
-from scformer_nb.scformer import ScFormer
 from scformer_nb.mapping import Reference, build_reference, held_out_neighbours
+from scformer_nb.scformer import ScFormer
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
@@ -182,3 +182,20 @@ def test_what_is_no_anndata(model):
         build_reference(model, CELLS.X, "cell_type")
     with pytest.raises(ValueError, match="AnnData is needed"):
         build_reference(model, CELLS, "cell_type").transform(CELLS.X)
+
+
+def test_the_old_name_works_and_says_the_new_one():
+    atlas = build_reference(ScFormer(CELLS, recipe=replace(DEFAULT, **SMALL)), CELLS, "cell_type")
+    with pytest.warns(DeprecationWarning, match="Reference.map is now Reference.transform"):
+        old = atlas.map(CELLS.copy())
+    assert old.equals(atlas.transform(CELLS.copy()))
+
+
+def test_counts_of_reference_and_query_may_lie_in_different_places():
+    model = ScFormer(CELLS, recipe=replace(DEFAULT, **SMALL))
+    logged = CELLS.copy()
+    logged.layers["counts"] = logged.X.copy()
+    logged.X = logged.X.log1p()
+    plain = build_reference(model, CELLS, "cell_type").transform(CELLS.copy())
+    atlas = build_reference(model, logged, "cell_type", layer="counts")
+    assert plain.equals(atlas.transform(logged.copy(), layer="counts")) and plain.equals(atlas.transform(CELLS.copy()))
