@@ -105,7 +105,7 @@ def fit(
         if _first() and not resume: _must_be_empty(out)
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-        from scformer_nb.api import ScFormer
+        from scformer_nb.scformer import ScFormer
         from scformer_nb.data import load
         from scformer_nb.training import DEFAULT, PAPER
         model = ScFormer(load(data), batch_key, layer, n_hvg, seed=seed, recipe=PAPER if preset == "paper" else DEFAULT)
@@ -135,7 +135,7 @@ def embed(
 ):
     "Embed cells, those of training or new ones, with a fitted model."
     with _told():
-        from scformer_nb.api import ScFormer
+        from scformer_nb.scformer import ScFormer
         from scformer_nb.data import load
         if out.suffix != ".h5ad": raise ValueError(f"{out} must end in .h5ad")
         with _new_file(out) as file:
