@@ -37,7 +37,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .api import FORMAT, ScFormer, _read_model, _write_model
-from .baselines import _quietly
+from .baselines import quietly
 from .binning import bin_values
 from .data import preprocess
 from .evaluation import digest
@@ -442,7 +442,7 @@ def _gears_data(train: ad.AnnData, folder: Path, of: dict[str, set], seed: int):
 @contextmanager
 def _silence():
     "As for the other baselines, and no progress bars: GEARS reports every 50 steps"
-    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), _quietly(): yield
+    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), quietly(): yield
 
 # %% ../nbs/09_perturbation.ipynb #5defd0cb
 def gears(
