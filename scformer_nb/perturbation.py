@@ -36,17 +36,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .model_files import FORMAT, read_facts, read_weights, write_model
-from .scformer import ScFormer
-from .baselines import _quietly
+from .api import FORMAT, ScFormer, _read_model, _write_model
+from .baselines import quietly
 from .binning import bin_values
 from .data import preprocess
 from .evaluation import digest
 from .heads import GeneQuery, mlp
 from .model import Encoder
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, perturbation_tokens, read_gmt
-from .svd_init import gene_loadings
-from .training import check_run_folder
+from .training import _prepare_folder, gene_loadings
 
 # %% ../nbs/09_perturbation.ipynb #b2b2031b
 def parse_condition(
@@ -444,7 +442,7 @@ def _gears_data(train: ad.AnnData, folder: Path, of: dict[str, set], seed: int):
 @contextmanager
 def _silence():
     "As for the other baselines, and no progress bars: GEARS reports every 50 steps"
-    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), _quietly(): yield
+    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), quietly(): yield
 
 # %% ../nbs/09_perturbation.ipynb #5defd0cb
 def gears(
@@ -701,8 +699,8 @@ PAPER = PerturbationRecipe(start=False, head="genes", loss="ce", pool=1, values=
 class PerturbedEncoder(Encoder):
     "The encoder of eq. 5 and 6 with effects of perturbed genes in the input sum."
     def __init__(self, n_tokens: int, features: int, r: PerturbationRecipe, n_bins: int):
-        sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, d_ff=r.hidden)
-        super().__init__(n_tokens=n_tokens, n_bins=n_bins, external_sizes=(len(DIRECTIONS) + 1,), dsbn=False, **sizes)
+        sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.hidden)
+        super().__init__(n_tokens, n_bins, external_sizes=(len(DIRECTIONS) + 1,), dsbn=False, **sizes)
         self.effect = nn.Linear(features, r.dim, bias=False)
 
     def embed(self, b: PairBatch) -> torch.Tensor: # (cells, tokens, dim)
@@ -836,7 +834,7 @@ def _sizes_of(recipe: PerturbationRecipe, init: ScFormer | None) -> Perturbation
     "The recipe with the sizes of the model to start from, which reads bins"
     if init is None: return recipe
     r = init.recipe
-    return replace(recipe, dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.d_ff, values="bins")
+    return replace(recipe, dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.hidden, values="bins")
 
 # %% ../nbs/09_perturbation.ipynb #aaea8423
 @patch
@@ -1060,10 +1058,7 @@ def fit(self: PerturbationModel,
     if resume and not run_dir: raise ValueError("resume=True continues the run in `run_dir`, which is not given")
     if len(self.history) and not resume:
         raise ValueError(f"{self!r}; make a new PerturbationModel(adata), or continue a run with resume=True")
-    folder = Path(run_dir) if run_dir else None
-    if folder:
-        check_run_folder(folder, resume)
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = _prepare_folder(run_dir, resume) if run_dir else None
     identity = self._identity() if folder else ""
     run = self._begin(folder / "last.ckpt" if resume and (folder / "last.ckpt").exists() else None, identity)
     r, s, items = self.recipe, self._settings, self._items()
@@ -1167,14 +1162,14 @@ def save(self: PerturbationModel, folder: str | Path, overwrite: bool = False) -
     versions = dict(scformer_nb=__version__, torch=str(torch.__version__), anndata=version("anndata"), python=platform.python_version())
     facts = dict(format=FORMAT, kind="perturbation", settings=self._settings, recipe=asdict(self.recipe), genes=self.vocab.genes,
         specials=list(self.vocab.specials), names=m.names, shared=m.shared, history=self.history.to_dict("records"), versions=versions)
-    write_model(folder, tensors, facts, overwrite)
+    _write_model(Path(folder), tensors, facts, overwrite)
 
 # %% ../nbs/09_perturbation.ipynb #c0b70779
 @patch(cls_method=True)
 def load(cls: PerturbationModel, folder: str | Path) -> "PerturbationModel":
     "Read a saved model. Raises FileNotFoundError, and ValueError when it is cut off or no perturbation model."
-    facts = read_facts(folder, kind="perturbation")
-    tensors = read_weights(folder)
+    tensors, facts = _read_model(Path(folder))
+    if facts.get("kind") != "perturbation": raise ValueError(f"{folder} holds no perturbation model; load it with ScFormer.load")
     model, part = cls.__new__(cls), lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
     try:
         model._settings, model.recipe, model.data = facts["settings"], PerturbationRecipe(**facts["recipe"]), None

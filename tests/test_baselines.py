@@ -19,7 +19,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from scformer_nb import baselines
-from scformer_nb.baselines import BASELINES, DETERMINISTIC, MissingBaseline, saucie_clusters, scvi_genes
+from scformer_nb.baselines import BASELINES, DETERMINISTIC, MissingBaseline, quietly, scvi_genes, split_for_scvi
 from scformer_nb.data import preprocess, simulate
 
 CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch
@@ -33,7 +33,7 @@ def has_seurat():
 
 MISSING = {name for name, package in {"Harmony": "harmonypy", "scVI": "scvi"}.items() if not importlib.util.find_spec(package)}
 MISSING |= set() if has_seurat() else {"Seurat"}
-SHORT = {"scVI": partial(baselines.scvi, max_epochs=10), "SAUCIE": partial(baselines.saucie, steps=20)}
+SHORT = {"scVI": partial(baselines.scvi, max_epochs=10)}
 each = pytest.mark.parametrize("name", BASELINES)
 
 
@@ -85,7 +85,7 @@ def test_a_batch_of_one_cell():
     adata.obs["batch"] = ["alone"] + ["others"] * 59
     with pytest.raises(ValueError, match="batch 'alone' has 1 cells and Seurat's anchors need 6"):
         BASELINES["Seurat"](adata, "batch")
-    for name in ("Harmony", "scVI", "SAUCIE"):
+    for name in ("Harmony", "scVI"):
         if name not in MISSING:
             assert np.isfinite(embed(name, adata)).all()
 
@@ -143,20 +143,14 @@ def test_an_r_that_fails(tmp_path, monkeypatch):
 def test_scvi():
     genes = scvi_genes(CELLS, "batch", max_epochs=1)
     assert list(genes.index) == list(CELLS.var_names) and genes.shape == (CELLS.n_vars, 128) and np.isfinite(genes.to_numpy()).all()
-    with baselines._quietly():
-        split = baselines._split(143)                                     # 129 training cells would leave a mini-batch of one
+    with quietly():
+        split = split_for_scvi(143)                                     # 129 training cells would leave a mini-batch of one
     assert [len(part) for part in split] == [128, 15, 0] and set(np.concatenate(split)) == set(range(143))
 
 
 def test_ctrl_c_in_lightning_is_a_keyboard_interrupt():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), baselines._quietly():
+    with pytest.raises(KeyboardInterrupt), quietly():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise SystemExit(1)
     assert signal.getsignal(signal.SIGINT) == before and logging.root.manager.disable == 0
-
-
-def test_saucie_clusters():
-    clusters = saucie_clusters(CELLS, "batch", steps=20, min_cells=5)
-    assert clusters.shape == (60,) and set(clusters) <= set(range(-1, 60)) and (np.bincount(clusters[clusters >= 0]) >= 5).all()
-    assert np.array_equal(clusters, saucie_clusters(CELLS, "batch", steps=20, min_cells=5))
