@@ -8,7 +8,7 @@ __all__ = ['DIRECTIONS', 'SPECIALS', 'PERTURBATION_PAPER', 'FIRST_NAMES', 'pool_
            'make_query', 'PerturbationModel', 'network_change', 'named_genes', 'gain_factors', 'cross_validated_gain',
            'PerturbationTask']
 
-# %% ../nbs/33_perturbation.ipynb #85fa6df6
+# %% ../nbs/33_perturbation.ipynb #fbf02cb9
 import json
 import platform
 import warnings
@@ -92,7 +92,7 @@ class PairBatch(TokenBatch):
     effects: torch.Tensor # (cells, 2, features) what is known of each perturbed gene's effect
     perturbed: torch.Tensor # (cells, 2) gene number of each perturbed gene, -1: none
 
-# %% ../nbs/33_perturbation.ipynb #953085bd
+# %% ../nbs/33_perturbation.ipynb #5eb78168
 def _insert(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor: # (cells, tokens + 2)
     "Columns after <cls>"
     return torch.cat([x[:, :1], columns, x[:, 1:]], 1)
@@ -168,7 +168,7 @@ class PerturbationRecipe:
 PERTURBATION_PAPER = PerturbationRecipe(linear_init=False, head="genes", loss="ce", pool=1,
     values="bins", max_genes=None, dim=128, n_blocks=4, d_ff=128, svd_init=0, batch_size=16)
 
-# %% ../nbs/33_perturbation.ipynb #bb5be720
+# %% ../nbs/33_perturbation.ipynb #cf098b4c
 FIRST_NAMES = {"linear_init": "start", "d_ff": "hidden", "svd_init": "warm_start"}
 
 @patch
@@ -243,7 +243,7 @@ def unseen_cases(
             out.append((c, class_of(c, set().union(*(sets[i] for i in rows))), np.array(rows, int)))
     return pd.DataFrame(out, columns=["condition", "unseen", "rows"])
 
-# %% ../nbs/33_perturbation.ipynb #15961383
+# %% ../nbs/33_perturbation.ipynb #f0202ad7
 class Query(NamedTuple):
     "A perturbation as the network is asked for it."
     expected: np.ndarray # (genes,) change that the linear model expects
@@ -280,7 +280,7 @@ def _is_prepared(adata: ad.AnnData, condition_key: str, batch_key: str | None, l
             "layer are given there")
     return True
 
-# %% ../nbs/33_perturbation.ipynb #a11f4ca2
+# %% ../nbs/33_perturbation.ipynb #7b12c7a2
 def _check_targets(targets: Sequence[str]) -> list[str]:
     "Names of genes. Raises ValueError for control and combinations."
     for gene in targets:
@@ -342,7 +342,7 @@ def _sizes_of(recipe: PerturbationRecipe, init: ScFormer | None) -> Perturbation
     sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, d_ff=r.hidden)
     return replace(recipe, **sizes, values="bins")
 
-# %% ../nbs/33_perturbation.ipynb #64af135b
+# %% ../nbs/33_perturbation.ipynb #2ab4dbf3
 def _draw_network(m: PerturbationModel) -> PerturbationNetwork:
     "An untrained network, drawn from the seed and without touching the global one"
     s = m.settings
@@ -351,7 +351,7 @@ def _draw_network(m: PerturbationModel) -> PerturbationNetwork:
         return PerturbationNetwork(m.recipe, n_genes=s["n_genes"], n_tokens=len(m.vocab),
             n_bins=s["n_bins"], n_features=len(m.effects.components) + 1)
 
-# %% ../nbs/33_perturbation.ipynb #06b4e9f0
+# %% ../nbs/33_perturbation.ipynb #260d4e61
 def _as_tokens(m: PerturbationModel, values: sp.csr_matrix) -> CellTokens:
     "Values (cells, measured genes) as tokens of the whole vocabulary"
     shape = (values.shape[0], len(m.vocab.genes))
@@ -386,7 +386,7 @@ def _init_genes(m: PerturbationModel, init: ScFormer | None) -> None:
         for j, values in ((0, loadings), (half, effects)):
             table[first:first + n, j:j + values.shape[1]] = torch.from_numpy(values).to(table)
 
-# %% ../nbs/33_perturbation.ipynb #af9a7c85
+# %% ../nbs/33_perturbation.ipynb #16d85921
 def _take_weights(m: PerturbationModel, init: ScFormer) -> None:
     "Gene embeddings, value embedding and blocks of a trained model"
     if not (shared := [g for g in m.vocab.genes if g in init.vocab]):
@@ -398,7 +398,7 @@ def _take_weights(m: PerturbationModel, init: ScFormer) -> None:
     rows, known = ([v._index[g] + v.n_specials for g in shared] for v in (m.vocab, init.vocab))
     own.gene.weight[rows] = theirs.gene.weight[known].to(own.gene.weight)
 
-# %% ../nbs/33_perturbation.ipynb #37c0968f
+# %% ../nbs/33_perturbation.ipynb #304c9f5f
 @torch.inference_mode()
 def _mean_output(m: PerturbationModel, query: Query, n_cells: int) -> np.ndarray: # (genes,)
     "Output of the network for one query, averaged over control cells"
@@ -493,7 +493,7 @@ def _training_cases(m: PerturbationModel) -> pd.DataFrame: # and columns query a
         wanted.append(change.loc[c].to_numpy() - queries[-1].expected)
     return cases.assign(query=queries, wanted=wanted)
 
-# %% ../nbs/33_perturbation.ipynb #5508da62
+# %% ../nbs/33_perturbation.ipynb #9e4675f0
 class PerturbationTask:
     "What a perturbation model is trained on."
     def __init__(self, model: PerturbationModel):
@@ -540,7 +540,7 @@ def train_batches(self: PerturbationTask) -> Iterator[tuple[PairBatch, torch.Ten
             target = (target - m.control.to_numpy() - expected) / np.array(scale)[:, None]
         yield b, torch.from_numpy(target.astype(np.int64 if r.loss == "ce" else np.float32))
 
-# %% ../nbs/33_perturbation.ipynb #dcea3c98
+# %% ../nbs/33_perturbation.ipynb #eae27256
 @patch
 def draw_case(self: PerturbationTask, condition: str) -> tuple[Query, float]: # scale of its class
     "A random case of a training perturbation; control has nothing to ask for"
@@ -603,13 +603,14 @@ class _Run:
         epoch, row = len(self.rows) + 1, {"train_loss": self.train()} | self.task.validate()
         error = row.get("valid_loss", -epoch)
         if not np.isfinite([row["train_loss"], error]).all():
-            raise FloatingPointError(f"loss {row['train_loss']}, error {error} in epoch {epoch}; lower `lr`")
+            raise FloatingPointError(f"the loss is {row['train_loss']}, the error on held-out "
+                f"perturbations {error} in epoch {epoch}; lower `lr`")
         self.rows.append({"epoch": epoch} | row)
         if error < self.best["error"]:
             weights = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
             self.best = {"error": error, "epoch": epoch, "weights": weights}
 
-# %% ../nbs/33_perturbation.ipynb #fc594dce
+# %% ../nbs/33_perturbation.ipynb #608b4bd1
 @patch
 def write(self: _Run, folder: Path, identity: str) -> None:
     "Checkpoint and history, each whole or not at all"
@@ -620,7 +621,7 @@ def write(self: _Run, folder: Path, identity: str) -> None:
         torch.save(state, path)
     write_text(folder / "history.csv", pd.DataFrame(self.rows).to_csv(index=False))
 
-# %% ../nbs/33_perturbation.ipynb #a3522015
+# %% ../nbs/33_perturbation.ipynb #026e6bc6
 @patch
 def read(self: _Run, path: Path, identity: str) -> None:
     "Back to the last finished epoch. Raises ValueError for a damaged file and for another run"
@@ -638,7 +639,7 @@ def read(self: _Run, path: Path, identity: str) -> None:
     self.task.rng.bit_generator.state = rng
     self.best, self.rows = state["best"], state["rows"]
 
-# %% ../nbs/33_perturbation.ipynb #e618afe0
+# %% ../nbs/33_perturbation.ipynb #c0748614
 @contextmanager
 def _run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
     "The folder of a run, for this process alone and without what a killed one left"
@@ -650,7 +651,7 @@ def _run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | Non
             left.unlink()
         yield folder
 
-# %% ../nbs/33_perturbation.ipynb #1cd88889
+# %% ../nbs/33_perturbation.ipynb #d8c31755
 def _check_fit(m: PerturbationModel, max_epochs: int, run_dir, resume: bool) -> None:
     "Raises ValueError for what cannot be trained"
     if m.data is None:
@@ -692,7 +693,7 @@ def fit(self: PerturbationModel,
     self.settings["gain"] = {name.removeprefix("gain "): float(v) for name, v in best.items()}
     return self
 
-# %% ../nbs/33_perturbation.ipynb #4d8cfd15
+# %% ../nbs/33_perturbation.ipynb #334f62e3
 def _warn_before_fit(task: PerturbationTask, done: int, max_epochs: int) -> None:
     "Say what a run will not do"
     n, r = len(task.model.effects.names), task.recipe
@@ -781,7 +782,7 @@ def save(self: PerturbationModel,
         genes=self.vocab.genes, specials=list(self.vocab.specials), shared=m.shared)
     _write_model(Path(folder), tensors, facts, overwrite)
 
-# %% ../nbs/33_perturbation.ipynb #8ff9e91d
+# %% ../nbs/33_perturbation.ipynb #7c7b7920
 def _load_effects(tensors: dict[str, torch.Tensor], facts: dict) -> EffectModel:
     "The linear model of a saved one"
     arrays = {k: tensors[f"effects.{k}"].numpy() for k in _ARRAYS}
@@ -789,7 +790,7 @@ def _load_effects(tensors: dict[str, torch.Tensor], facts: dict) -> EffectModel:
     names = dict(names=facts["names"], targets=facts["genes"])
     return EffectModel(**names, shared=facts["shared"], **arrays)
 
-# %% ../nbs/33_perturbation.ipynb #73114a63
+# %% ../nbs/33_perturbation.ipynb #f86a088b
 def _rebuild(m: PerturbationModel, tensors: dict, facts: dict) -> PerturbationModel:
     "Fill an empty model with what was saved"
     m.settings, m.data = facts["settings"], None

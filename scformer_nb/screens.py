@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from .data import preprocess
 from .io import hint, nearest_name
 
-# %% ../nbs/30_screens.ipynb #04409764
+# %% ../nbs/30_screens.ipynb #3e72c04a
 CONTROL_NAMES = frozenset("""
 control ctrl ctl nt ntc nontargeting nontarget nontargetingcontrol nontargetcontrol safetargeting
 safetarget neg negativecontrol negcontrol negctrl scramble scrambled unperturbed untreated vehicle
@@ -37,7 +37,7 @@ def is_control(
     word = folded.rstrip("0123456789")
     return folded in CONTROL_NAMES or (len(word) > 3 and word in CONTROL_NAMES)
 
-# %% ../nbs/30_screens.ipynb #376a1aeb
+# %% ../nbs/30_screens.ipynb #0c14f94b
 def _guide_of(name: str, genes: set[str]) -> str | None: # the gene
     "The gene whose guide a name seems to be"
     if found := re.fullmatch(r"sg[-_]?([A-Z].*)|(.+?)[-_.](?:sg|g|guide|gRNA)[-_]?\d+", name):
@@ -45,13 +45,13 @@ def _guide_of(name: str, genes: set[str]) -> str | None: # the gene
     found = re.fullmatch(r"(.+)[-_]\d+", name)
     return found[1] if found and found[1] in genes else None
 
-# %% ../nbs/30_screens.ipynb #edaf2b02
+# %% ../nbs/30_screens.ipynb #2eb22448
 def _halves(name: str, signs: str, genes: set[str]) -> list[list[str]]:
     "All ways to cut a name at one sign into two known parts"
     cuts = [(name[:i].strip(), name[i + 1:].strip()) for i, c in enumerate(name) if c in signs]
     return [list(cut) for cut in cuts if all(part in genes or is_control(part) for part in cut)]
 
-# %% ../nbs/30_screens.ipynb #822574d5
+# %% ../nbs/30_screens.ipynb #29e3d2f1
 def _parts(name: str, genes: set[str]) -> list[str]: # genes and names of control
     "Parts of a name by what is known. Raises ValueError for what could be read in two ways."
     if name in genes or is_control(name):
@@ -64,8 +64,8 @@ def _parts(name: str, genes: set[str]) -> list[str]: # genes and names of contro
         raise ValueError(f"perturbation {name!r} seems to be a guide of {gene!r}; "
             "give all guides of a gene its name")
     if found or re.search(r"[\s_|,;&]", name) or _halves(name, "-", genes):
-        raise ValueError(f"perturbation {name!r} may be one gene or two: none is called so; write "
-            f"'A+B' for two, or name the gene {hint('in `targets`', 'with --target')}")
+        raise ValueError(f"perturbation {name!r} may be one gene or two; write 'A+B' for two, "
+            f"or name the gene {hint('in `targets`', 'with --target')}")
     return [name]
 
 # %% ../nbs/30_screens.ipynb #b2b2031b
@@ -90,7 +90,7 @@ def canonical(condition: str, genes: set[str] | None = None) -> str: # "control"
     "The one name of a perturbation, as `parse_condition` reads it."
     return "+".join(parse_condition(condition, genes)) or "control"
 
-# %% ../nbs/30_screens.ipynb #975294c8
+# %% ../nbs/30_screens.ipynb #b156745b
 def _check_column(obs: pd.DataFrame, key: str) -> pd.Series: # text of each cell
     "Names as they are written. Raises ValueError without the column and for missing names."
     if key not in obs:
@@ -104,15 +104,16 @@ def _check_column(obs: pd.DataFrame, key: str) -> pd.Series: # text of each cell
             f" ({seen}); drop them, or name them (those without a perturbation 'control')")
     return text
 
-# %% ../nbs/30_screens.ipynb #415ae655
+# %% ../nbs/30_screens.ipynb #f4ba5430
 def _warn_readings(names: dict[str, str]) -> None: # as written: the one name
     "Say which names were cut at another sign than +, and that control has several"
     read = [f"{raw!r} as {c}" for raw, c in names.items() if "+" in c and "+" not in raw]
     if read:
         some = ", ".join(read[:5])
         warnings.warn(f"{len(read)} perturbations are read as two genes: {some}", stacklevel=4)
-    control = sorted({raw for raw, c in names.items() if c == "control" and "+" not in raw})
-    if len({re.sub(r"\d+", "", raw.casefold()) for raw in control} - {"ctrl"}) > 1:
+    control = sorted(raw for raw, c in names.items() if c == "control")
+    words = [re.findall("[a-z]+", raw.casefold().replace("ctrl", "control")) for raw in control]
+    if len(set(map(frozenset, words))) > 1:
         some = ", ".join(map(repr, control[:5]))
         warnings.warn(f"control cells go by {len(control)} names: {some}; all count as control",
             stacklevel=4)
@@ -137,7 +138,7 @@ def read_conditions(
     _warn_readings(names)
     return text.map(names)
 
-# %% ../nbs/30_screens.ipynb #8deb62d5
+# %% ../nbs/30_screens.ipynb #27c659b8
 def list_names(
     names: Iterable[str], # names to show
     known: Iterable[str], # names that may have been meant
@@ -151,7 +152,7 @@ def list_names(
         shown.append(f"{name!r} ({near[2:]})" if "did you mean" in near else repr(name))
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
-# %% ../nbs/30_screens.ipynb #a3d472e3
+# %% ../nbs/30_screens.ipynb #41b89e91
 def warn_unmeasured(
     perturbed: Iterable[str], # genes
     measured: Iterable[str], # genes
@@ -195,7 +196,7 @@ def _select(adata: ad.AnnData, n_hvg: int, wanted: set[str], **keys) -> ad.AnnDa
         hvg = preprocess(adata, n_hvg=n_hvg, **keys)
     return full[:, full.var_names.isin(hvg.var_names) | full.var_names.isin(wanted)].copy()
 
-# %% ../nbs/30_screens.ipynb #8d7a35eb
+# %% ../nbs/30_screens.ipynb #a0ec5a94
 def _leave_out_small(names: pd.Series, min_cells: int) -> np.ndarray: # (cells,) bool
     "Cells of control and of perturbations with enough cells; the others are counted in a warning"
     size = names.value_counts().drop("control")
@@ -226,14 +227,14 @@ def prepare_screen(
     data.uns["perturbation"] = {"condition_key": condition_key, "batch_key": batch_key or ""}
     return data
 
-# %% ../nbs/30_screens.ipynb #98463468
+# %% ../nbs/30_screens.ipynb #df6d9371
 def genes_of(
     conditions: Iterable[str], # perturbations in the one form
 ) -> set[str]: # perturbed genes
     "All genes that some perturbations touch."
     return {g for c in conditions for g in parse_condition(c)}
 
-# %% ../nbs/30_screens.ipynb #7685c13a
+# %% ../nbs/30_screens.ipynb #fe1eef8e
 def mark_genes(
     conditions: Sequence[str], # perturbations in the one form
     genes: Sequence[str], # genes that may be perturbed
@@ -363,7 +364,7 @@ def check_split(
         raise ValueError(f"{len(leaked)} test perturbations are in training: "
             f"{', '.join(leaked[:5])}; take them out of one of the two")
 
-# %% ../nbs/30_screens.ipynb #3e3f5adb
+# %% ../nbs/30_screens.ipynb #c3dd7f1d
 def class_of(
     condition: str, # a perturbation
     seen: set[str], # genes that some training perturbation touches
@@ -372,7 +373,7 @@ def class_of(
     genes = parse_condition(condition)
     return f"{len(set(genes) - seen)}/{len(genes)}"
 
-# %% ../nbs/30_screens.ipynb #3e377566
+# %% ../nbs/30_screens.ipynb #27529775
 def _draw_doubles(train: list[str], rng: np.random.Generator, share: float) -> list[str]:
     "Doubles to hold out, each of whose genes stays in another training perturbation"
     doubles = rng.permutation([c for c in train if "+" in c]).tolist()

@@ -59,7 +59,9 @@ def test_control_guides_with_numbers(adata, data):
     numbered = renamed(adata, {"control": "NegCtrl0"})
     rows = np.flatnonzero(numbered.obs.condition == "NegCtrl0")
     numbered.obs.iloc[rows[::2], numbered.obs.columns.get_loc("condition")] = "NegCtrl10_NegCtrl3"
-    assert same(prepare_screen(numbered, batch_key="batch"), data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert same(prepare_screen(numbered, batch_key="batch"), data)
 
 
 def test_two_kinds_of_control_are_said(adata):
@@ -88,12 +90,12 @@ def test_genes_that_are_only_perturbed_are_known_too():
 @pytest.mark.parametrize("name, said", [
     ("gene0_OTHER", "may be one gene or two"), ("gene0-gene1", "may be one gene or two"), ("FOO_BAR", "may be one gene or two"),
     ("gene0 gene1", "may be one gene or two"), ("gene0+gene1+gene2", "one or two genes"), ("gene0+gene0", "one or two genes"),
-    ("+gene0", "one or two genes"), ("gene0_+_gene1+", "none of"), ("gene0_g1", "a guide of 'gene0'"),
+    ("+gene0", "one or two genes"), ("gene0_+_gene1+", "may be one gene or two"), ("gene0_g1", "a guide of 'gene0'"),
     ("gene0-2", "a guide of 'gene0'"), ("sgGENE0", "a guide of 'GENE0'"), ("gene0_sg2+gene1", "a guide of 'gene0'")])
 def test_what_is_unclear_is_refused_by_name(adata, name, said):
     with pytest.raises(ValueError, match=said) as e:
         prepare_screen(renamed(adata, {"gene0": name}))
-    assert name.split("+")[0].split()[0] in str(e.value)
+    assert any(repr(part) in str(e.value) for part in (name, *name.split("+")))
 
 
 @pytest.mark.parametrize("name", ["A_B", "A-B", "sgA", "A_g1", "A_1"])
