@@ -1,38 +1,23 @@
-"""Perturbation: what a user may get wrong, what a split must never let through, what a saved model must still say."""
-import warnings
+"""The perturbation model: what a user may get wrong, and what a saved or stopped model must still say."""
+import subprocess
+import sys
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import notebooks  # tools/notebooks.py
 import numpy as np
 import pandas as pd
 import papermill as pm
 import pytest
+import torch
 from test_pages import run
 
-from scformer_nb.perturbation import (
-    PAPER,
-    PerturbationModel,
-    PerturbationRecipe,
-    additive,
-    check_split,
-    gears,
-    linear,
-    mean_change,
-    no_change,
-    parse_condition,
-    pearson,
-    perceptron,
-    prepare,
-    profile,
-    score,
-    simulate_perturbations,
-    situations,
-    split_perturbations,
-    training_cells,
-)
+from scformer_nb.io import lock_folder
+from scformer_nb.perturbation import PERTURBATION_PAPER, PerturbationModel, PerturbationRecipe, PerturbationTask, unseen_cases
+from scformer_nb.screens import parse_condition, prepare_screen, split_perturbations, training_cells
+from scformer_nb.simulate_screen import simulate_perturbations
 
-SMALL = PerturbationRecipe(dim=16, hidden=16, n_blocks=1, max_genes=16, batch_size=16)
+SMALL = PerturbationRecipe(dim=16, d_ff=16, n_blocks=1, max_genes=16, batch_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +27,7 @@ def adata():
 
 @pytest.fixture(scope="module")
 def data(adata):
-    return prepare(adata, batch_key="batch")
+    return prepare_screen(adata, batch_key="batch")
 
 
 @pytest.fixture(scope="module")
@@ -61,35 +46,6 @@ def model(train, adata):
     return PerturbationModel(train, direction="up", gene_sets=programs, targets=["UNMEASURED"], recipe=SMALL).fit(1, progress=False)
 
 
-def renamed(adata, old, new):
-    out = adata.copy()
-    out.obs["condition"] = out.obs["condition"].astype(str).replace({old: new})
-    return out
-
-
-def test_no_control_cells(adata):
-    with pytest.raises(ValueError, match="no control cells; name those without a perturbation 'control'"):
-        prepare(renamed(adata, "control", "non-targeting"))
-    with pytest.raises(ValueError, match="condition_key='perturbation' is not a column"):
-        prepare(adata, condition_key="perturbation")
-
-
-@pytest.mark.parametrize("name", ["gene0_+_gene1+", "gene0,gene1", "gene0+gene1+gene2", "gene0 gene1", "gene0+gene0", "+gene0", ""])
-def test_other_formats_are_refused(adata, name):
-    with pytest.raises(ValueError, match="is none of 'A', 'A\\+ctrl', 'A\\+B'"):
-        prepare(renamed(adata, "gene0", name))
-
-
-@pytest.mark.parametrize("name, genes", [("HLA-A", ("HLA-A",)), ("B+A", ("A", "B")), ("ctrl+A", ("A",)), ("control", ()), ("ctrl", ())])
-def test_the_formats_of_the_field_are_read(name, genes):
-    assert parse_condition(name) == genes
-
-
-def test_ctrl_and_control_are_the_same(adata, data):
-    other = renamed(renamed(renamed(adata, "control", "ctrl"), "gene0", "gene0+ctrl"), "gene1", "ctrl+gene1")
-    assert (prepare(other, batch_key="batch").obs.condition.astype(str) == data.obs.condition.astype(str)).all()
-
-
 def test_an_unknown_perturbation_offers_the_nearest_name(model):
     with pytest.raises(ValueError, match="'gene1O' .did you mean 'gene1'"):
         model.predict(["gene0+gene1O"])
@@ -98,52 +54,57 @@ def test_an_unknown_perturbation_offers_the_nearest_name(model):
     assert np.isfinite(model.predict("UNMEASURED")).all().all()
 
 
-def test_small_perturbations_are_left_out_and_counted(adata):
-    keep = (adata.obs.condition != "gene0").to_numpy()
-    keep[np.flatnonzero(~keep)[:4]] = True
-    with pytest.warns(UserWarning, match="1 of 18 perturbations have fewer than 5 cells and are left out: gene0"):
-        assert "gene0" not in set(prepare(adata[keep].copy()).obs.condition)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        prepare(adata)
+@pytest.mark.parametrize("name", ["CTRL", "ctrl", "NT", "non-targeting"])
+def test_names_of_control_are_no_genes(train, model, name):
+    with pytest.raises(ValueError, match=f"'{name}' is a name of control cells and no gene; ask for 'control'"):
+        model.predict([name])
+    with pytest.raises(ValueError, match=f"target '{name}' is a name of control"):
+        PerturbationModel(train, targets=[name], recipe=SMALL)
+    assert np.array_equal(model.predict(f"gene0+{name}"), model.predict("gene0"))
 
 
-@pytest.mark.parametrize("test", [["A+B"], ["B+A"], ["A+ctrl"], ["ctrl+A", "C"]])
-def test_a_test_perturbation_in_training_is_refused(test):
-    with pytest.raises(ValueError, match="1 test perturbations are in training"):
-        check_split(["A", "A+B", "control"], test)
-    check_split(["A", "A+B", "control"], ["B", "C+A", "control"])
+def test_doubles_may_be_asked_for_by_other_signs(model):
+    assert np.array_equal(model.predict("gene3_gene0"), model.predict("gene0+gene3"))
+    with pytest.raises(ValueError, match="'gene3_g1' seems to be a guide of 'gene3'"):
+        model.predict("gene3_g1")
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_no_split_leaks(data, seed):
-    table = split_perturbations(data.obs.condition, seed=seed)
-    train, test = table[table.part == "train"], table[table.part == "test"]
-    seen = {g for c in train.index for g in parse_condition(c)}
-    for c, unseen in test.unseen.items():
-        genes = set(parse_condition(c))
-        assert c not in train.index and unseen == f"{len(genes - seen)}/{len(genes)}"
-    cells = training_cells(data, table)
-    assert set(cells.obs.condition) == {"control", *train.index} and len(table) == data.obs.condition.nunique() - 1
+def test_gene_sets_of_another_species_stop_before_anything_is_fitted(adata, monkeypatch):
+    def never(*a, **k):
+        raise AssertionError("the linear model was fitted first")
+    monkeypatch.setattr("scformer_nb.perturbation.fit_effects", never)
+    human = {name: [g.upper() for g in genes] for name, genes in adata.uns["truth"]["programs"].items()}
+    with pytest.raises(ValueError, match="name 0 of 8 perturbed genes .8 when case is ignored: sets of another species"):
+        PerturbationModel(adata, gene_sets=human, recipe=SMALL)
 
 
 def test_training_does_not_see_test_cells(data, split, train):
-    "The same predictions when all test cells are replaced by nonsense"
+    "The same predictions when all test cells are replaced by nonsense."
     changed = data.copy()
     hidden = ~changed.obs.condition.isin(["control", *split.index[split.part == "train"]]).to_numpy()
     X = changed.X.toarray()
     X[hidden] = 7
     changed.X = type(data.X)(X)
     test = list(split.index[split.part == "test"])
-    for predict in (no_change, mean_change, additive, linear):
-        assert predict(training_cells(changed, split), test).equals(predict(train, test))
     models = [PerturbationModel(cells, targets=["gene7"], recipe=SMALL) for cells in (training_cells(changed, split), train)]
     first, second = (model.fit(1, progress=False).predict(test) for model in models)
     assert first.equals(second)
 
 
-def test_situations_never_show_what_is_asked():
-    table = situations(["A", "B", "C", "A+B", "A+C", "B+C"])
+def test_held_out_perturbations_are_not_trained_on(train, adata):
+    "Neither as targets of a mini-batch, nor as neighbours of what chooses the epoch."
+    model = PerturbationModel(train, direction="up", gene_sets=adata.uns["truth"]["programs"], recipe=SMALL)
+    task = PerturbationTask(model)
+    drawn = []
+    task.draw_case = lambda condition: drawn.append(condition) or PerturbationTask.draw_case(task, condition)
+    assert sum(len(target) for _, target in task.train_batches()) == len(drawn)
+    assert task.held and not set(task.held) & set(drawn) and "control" not in drawn
+    assert set(drawn) | set(task.held) == set(model.effects.names)
+    assert set(task.valid.condition) <= set(task.held)
+
+
+def test_cases_never_show_what_is_asked():
+    table = unseen_cases(["A", "B", "C", "A+B", "A+C", "B+C"])
     for c, unseen, rows in table.itertuples(index=False):
         names = [["A", "B", "C", "A+B", "A+C", "B+C"][i] for i in rows]
         seen = {g for n in names for g in parse_condition(n)}
@@ -151,8 +112,8 @@ def test_situations_never_show_what_is_asked():
     assert {"1/1", "0/2", "1/2", "2/2"} == set(table.unseen)
 
 
-RECIPES = {"default": SMALL, "genes": replace(SMALL, head="genes"), "raw": replace(SMALL, start=False),
-    "bins": replace(SMALL, values="bins"), "paper": replace(PAPER, dim=16, hidden=16, n_blocks=1, batch_size=64)}
+RECIPES = {"default": SMALL, "genes": replace(SMALL, head="genes"), "raw": replace(SMALL, linear_init=False),
+    "bins": replace(SMALL, values="bins"), "paper": replace(PERTURBATION_PAPER, dim=16, d_ff=16, n_blocks=1, batch_size=64)}
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -178,7 +139,6 @@ def test_damaged_and_foreign_folders(model, tmp_path):
 
 
 def test_a_fit_is_reproducible_and_leaves_the_seed_alone(train, split, model, adata):
-    import torch
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     again = PerturbationModel(train, direction="up", gene_sets=adata.uns["truth"]["programs"], targets=["UNMEASURED"], recipe=SMALL)
@@ -191,20 +151,42 @@ def test_a_run_that_is_killed_loses_one_epoch_at_most(train, split, tmp_path, mo
     def begin():
         return PerturbationModel(train, direction="up", recipe=SMALL)
 
-    killed, validate, calls = begin(), PerturbationModel._validate, []
+    killed, validate, calls = begin(), PerturbationTask.validate, []
 
-    def stop_in_third(self, items):
+    def stop_in_third(self):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return validate(self, items)
+        return validate(self)
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
-        m.setattr(PerturbationModel, "_validate", stop_in_third)
+        m.setattr(PerturbationTask, "validate", stop_in_third)
         killed.fit(4, tmp_path / "run", progress=False)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"last.ckpt", "history.csv", ".lock"}
+    (tmp_path / "run" / ".last.ckpt.left").write_text("of a run that was killed while writing")
     again, whole = begin().fit(4, tmp_path / "run", resume=True, progress=False), begin().fit(4, progress=False)
     assert again.history.equals(whole.history) and np.array_equal(again.predict(split.index), whole.predict(split.index))
     with pytest.warns(UserWarning, match="has 4 epochs already, more than max_epochs=1"):
         assert len(begin().fit(1, tmp_path / "run", resume=True, progress=False).history) == 4
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"last.ckpt", "history.csv", ".lock"}
+
+
+def test_two_runs_in_one_folder_are_refused(train, tmp_path):
+    PerturbationModel(train, recipe=SMALL).fit(1, tmp_path / "run", progress=False)
+    code = ("import sys; from scformer_nb.io import lock_folder\n"
+        "with lock_folder(sys.argv[1]): print('held', flush=True); sys.stdin.read()")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdin=-1, stdout=-1) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match="another run is at work"):
+            PerturbationModel(train, recipe=SMALL).fit(2, tmp_path / "run", resume=True, progress=False)
+        other.stdin.close()
+    with lock_folder(tmp_path / "run"):
+        PerturbationModel(train, recipe=SMALL).fit(2, tmp_path / "run", resume=True, progress=False)
+
+
+def test_recipes_of_earlier_versions_are_read():
+    saved = SMALL.as_saved()
+    assert {"start", "hidden", "warm_start"} <= set(saved) and len(saved) == len(asdict(SMALL))
+    assert PerturbationRecipe.from_saved(saved) == SMALL
 
 
 def test_a_run_goes_on_only_with_what_it_began_with(train, tmp_path):
@@ -226,42 +208,16 @@ def test_a_run_goes_on_only_with_what_it_began_with(train, tmp_path):
 def test_wrong_options(train):
     with pytest.raises(ValueError, match="direction must be 'down' or 'up', not 'sideways'"):
         PerturbationModel(train, direction="sideways")
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="2 are the least"):
         PerturbationModel(train[train.obs.condition.isin(["control", train.obs.condition.cat.categories[-1]])].copy())
     with pytest.raises(ValueError, match="max_epochs=0"):
         PerturbationModel(train, recipe=SMALL).fit(0)
 
 
-def test_effects_find_the_truth_where_signal_is_strong():
-    "Single effects of seen genes, learned from 60 cells each, at corr(delta) 0.95 or more against 180 others"
-    adata = simulate_perturbations(n_genes=60, n_targets=8, n_doubles=10, n_cells=240, seed=0)
-    data = prepare(adata, batch_key="batch")
-    first = (data.obs.groupby("condition", observed=True).cumcount() < 60).to_numpy() | (data.obs.condition == "control").to_numpy()
-    truth, train = profile(data[~first | (data.obs.condition == "control").to_numpy()].copy()), data[first].copy()
-    singles = [c for c in truth.mean.index if "+" not in c]
-    model = PerturbationModel(train, direction="up", recipe=SMALL)
-    model._settings["gain"] = {"all": 0.0}
-    predicted = model.predict(singles)
-    assert score(predicted, truth).corr_delta.mean() > 0.95
-    assert min(pearson(predicted.loc[c] - model.control, truth.change.loc[c]) for c in singles) > 0.85
-
-
-def test_perceptron_leaves_the_seed_alone(train, split):
-    test = list(split.index[split.part == "test"])
-    assert perceptron(train, test, max_epochs=1).equals(perceptron(train, test, max_epochs=1))
-
-
-def test_gears_runs_where_it_is_installed(train, split, adata):
-    pytest.importorskip("gears")
-    test = [*split.index[split.part == "test"], "UNMEASURED"]
-    predicted = gears(train, test, adata.uns["truth"]["programs"], max_epochs=1)
-    assert predicted.shape == (len(test), train.n_vars) and np.isfinite(predicted).all().all()
-
-
 # --- the page
 
-PAGE = notebooks.ROOT / "nbs/14_exp_perturbation.ipynb"
-METHODS = ["no change", "additive", "linear", "start", "scFormer"]
+PAGE = notebooks.ROOT / "nbs/34_exp_perturbation.ipynb"
+METHODS = ["no change", "additive", "linear", "linear init", "scFormer"]
 
 
 def test_page_on_a_users_file(adata, tmp_path):
@@ -301,27 +257,17 @@ def test_page_on_the_published_layout_of_gears(adata, tmp_path, monkeypatch):
     assert set(pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True).dataset) == {"norman_gears"}
 
 
-def test_a_screen_too_small_to_hold_anything_out_keeps_its_start(data):
+def test_a_screen_too_small_to_hold_anything_out_keeps_the_linear_model(data):
     few = data[data.obs.condition.isin(["control", *sorted(set(data.obs.condition) - {"control"})[:4]])].copy()
     model = PerturbationModel(few, recipe=SMALL)
-    start = model.predict(model.vocab.genes[:10])
+    before = model.predict(model.vocab.genes[:10])
     with pytest.warns(UserWarning, match="4 training perturbations are too few to hold some out"):
         model.fit(max_epochs=1, progress=False)
-    assert np.array_equal(model.predict(start.index), start)
+    assert np.array_equal(model.predict(before.index), before)
 
 
-def test_scores_know_a_perturbation_by_any_of_its_names(data):
-    truth = profile(data)
-    double = next(c for c in truth.mean.index if "+" in c)
-    a, b = double.split("+")
-    asked = truth.mean.loc[[double]].set_axis([f"{b}+{a}"])
-    assert np.isclose(score(asked, truth).loc[f"{b}+{a}", "corr"], 1)
-    with pytest.raises(ValueError, match="there is no profile of 'gene0\\+nogene'"):
-        score(asked.set_axis(["gene0+nogene"]), truth)
-
-
-def test_the_papers_recipe_gives_every_gene_a_token(train):
-    paper = replace(PAPER, dim=16, hidden=16, n_blocks=1)
+def test_the_recipe_of_the_paper_gives_every_gene_a_token(train):
+    paper = replace(PERTURBATION_PAPER, dim=16, d_ff=16, n_blocks=1)
     model = PerturbationModel(train, recipe=paper)
     ours = PerturbationModel(train, recipe=SMALL)
     assert (model.cells.lengths == len(model.vocab.genes)).all() and (ours.cells.lengths < len(model.vocab.genes)).any()
