@@ -20,7 +20,7 @@ from sklearn.cluster import KMeans
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from torch import nn
 
-# %% ../nbs/41_alignment.ipynb #107f8373
+# %% ../nbs/41_alignment.ipynb #2a598b88
 def mean_over_types(
     right: np.ndarray, # (cells,) of bool
     types: np.ndarray, # (cells,) types
@@ -30,7 +30,7 @@ def mean_over_types(
     seen = np.isin(types, known)
     return float(pd.Series(right[seen]).groupby(types[seen]).mean().mean())
 
-# %% ../nbs/41_alignment.ipynb #2001f7e4
+# %% ../nbs/41_alignment.ipynb #e272a43d
 def label_transfer(
     embedding: dict, # two species: (cells, dim) in one space
     labels: dict, # species: (cells,) types
@@ -357,7 +357,7 @@ def align(
     W, shift = W.numpy().astype(np.float64), shift.numpy().astype(np.float64)
     return Alignment(W.T, y_centre + unit * shift - x_centre @ W, mutual, pd.DataFrame(history))
 
-# %% ../nbs/41_alignment.ipynb #92f68f2b
+# %% ../nbs/41_alignment.ipynb #62bb5024
 def align_by_pairs(
     embedding: dict, # two species: (cells, dim); the first is turned onto the second
     near: dict, # species: (cells, components) of the shared genes, in one space
@@ -367,7 +367,7 @@ def align_by_pairs(
     unit = [V / np.linalg.norm(V, axis=1, keepdims=True) for V in near.values()]
     x, y = (NearestNeighbors(n_neighbors=k).fit(V) for V in unit)
     pairs = y.kneighbors_graph(unit[0]).multiply(x.kneighbors_graph(unit[1]).T)
-    (a, A), (b, B) = ((s, torch.from_numpy(np.asarray(Z))) for s, Z in embedding.items())
+    (a, A), (b, B) = ((s, torch.from_numpy(np.asarray(Z, np.float32))) for s, Z in embedding.items())
     i, j = pairs.nonzero()
     W, shift = procrustes(A[i], B[j])
     return {a: (A @ W + shift).numpy(), b: B.numpy()}

@@ -202,8 +202,9 @@ def plot_affinity(
     tree: np.ndarray | None = None, # scipy linkage of the rows of A; None: of A itself
     ax=None, # matplotlib axes for the heat map alone; None: a figure with the tree beside it
 ) -> Figure: # dark: near
-    "Heat map of an affinity matrix in dendrogram order (figure 5); a block of two species keeps its order."
-    rows, columns, top = range(A.shape[0]), range(A.shape[1]), None
+    "Heat map of an affinity matrix in dendrogram order (figure 5); of two species, shared types first."
+    rows, columns = (np.argsort(~i.isin(j), kind="stable") for i, j in ((A.index, A.columns), (A.columns, A.index)))
+    top = None
     if A.index.equals(A.columns) and not np.diag(A).any():
         tree = linkage(squareform(A.to_numpy(), checks=False), "average") if tree is None else tree
         rows = columns = dendrogram(tree, no_plot=True)["leaves"]
@@ -220,7 +221,7 @@ def plot_affinity(
     ax.figure.colorbar(image, ax=ax, label="Wasserstein distance")
     return ax.figure
 
-# %% ../nbs/42_wasserstein.ipynb #1abcc0ec
+# %% ../nbs/42_wasserstein.ipynb #fe9f23cc
 def _only_here(
     Z: list, # (cells, dims) of this species and of the other
     types: list, # (cells,) of this species and of the other
@@ -234,7 +235,7 @@ def _only_here(
     shared = nearest.index.isin(types[1])
     return float(roc_auc_score(only, far)), float(nearest[~shared].mean() / nearest[shared].mean())
 
-# %% ../nbs/42_wasserstein.ipynb #baedbdd1
+# %% ../nbs/42_wasserstein.ipynb #bad1b6c5
 def between_scores(
     embedding: dict, # two species: (cells, dims) in one space
     labels: dict, # species: (cells,) types, the same names in both
@@ -254,7 +255,7 @@ def between_scores(
             scores[f"only in {s}, AUC"], scores[f"only in {s}, W"] = found
     return scores, A
 
-# %% ../nbs/42_wasserstein.ipynb #649a4b0b
+# %% ../nbs/42_wasserstein.ipynb #79a10c77
 def gromov_transfer(
     embedding: dict, # two species: (cells, dims), not in one space
     labels: dict, # species: (cells,) types
