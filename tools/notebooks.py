@@ -1,6 +1,7 @@
-"""What the notebooks need besides nbdev: README from the index page, the sync check, stored outputs."""
+"""What the notebooks need besides nbdev: README from the index page, the sync check, style and counts, stored outputs."""
 import argparse
 import ast
+import json
 import multiprocessing
 import os
 import re
@@ -14,11 +15,43 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 DIRECTIVE = re.compile(r"^#\s*\|.*\n?", re.M)
+EXPORT = re.compile(r"^#\s*\|\s*exporti?s?\b", re.M)
+MODULE = re.compile(r"^#\s*\|\s*default_exp\s+(\w+)", re.M)
+# the last number of each floor of the house; pages of the appendix are A0, A1, ...
+FLOORS = {
+    "Foundations": 3, "Model": 8, "Evaluation": 19, "Experiments": 29,
+    "Perturbation": 39, "Species": 49, "Shell": 99,
+}
 
 
 def pages():
-    "Every notebook, in reading order."
+    "Every notebook in reading order: by number, then the appendix, then the index."
     return sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
+
+
+def floor(page):
+    "The part of the house that a page belongs to; None for the index and the tour, which belong to all."
+    if page.stem == "index" or page.stem.endswith("_tour"):
+        return None
+    if page.stem.startswith("A"):
+        return "Appendix"
+    return next(name for name, last in FLOORS.items() if int(page.stem[:2]) <= last)
+
+
+def code(page):
+    "The sources of a page's code cells."
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def exported(page):
+    "The cells of a page that go into the package, without their directives."
+    return [DIRECTIVE.sub("", source).strip("\n") for source in code(page) if EXPORT.search(source)]
+
+
+def modules():
+    "Exported modules and the notebooks that they come from, in reading order."
+    return {name: page for page in pages() for name in MODULE.findall("\n".join(code(page)))}
 
 
 def directives(cell):
@@ -101,6 +134,48 @@ def check():
     print(f"{len(pages())} notebooks are clean, package and README are in sync.")
 
 
+def style():
+    "Fail where exported cells hold two statements on a line, named lambdas or lines over 100 characters."
+    files = [ROOT / f"scformer_nb/{name}.py" for name in modules()]
+    rules = ["--select", "E501,E701,E702,E731", "--line-length", "100"]
+    command = [BIN / "ruff", "check", "--isolated", "--no-cache", "--output-format", "concise"]
+    sys.exit(subprocess.run([*command, *rules, *files], cwd=ROOT).returncode)
+
+
+def definitions(source):
+    "Names of constants, functions, classes and methods that a cell defines."
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (method.name for method in node.body if isinstance(method, ast.FunctionDef))
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (name.id for target in targets for name in ast.walk(target)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
+
+
+def measure(cells):
+    "Lines, cells, names and long lines of exported cells; a line counts when it is not blank, docments included."
+    lines = [[line for line in cell.splitlines() if line.strip()] for cell in cells]
+    names = [name for cell in cells for name in definitions(cell) if not name.startswith("__")]
+    private = sum(name.startswith("_") for name in names)
+    long = sum(len(line) > 100 for cell in lines for line in cell)
+    return {"lines": sum(map(len, lines)), "cells": len(cells), "public": len(names) - private, "private": private, "over 100": long}
+
+
+def count():
+    """Measure the exported code: a line counts when it stands in an exported cell and is not blank, docments
+    included, the directive left out. Names are constants, functions, classes and methods, but for Python's own."""
+    import pandas as pd
+    found = {name: exported(page) for name, page in modules().items()}
+    table = pd.DataFrame({name: measure(cells) for name, cells in found.items()}).T
+    table.loc["all"] = table.sum()
+    print(table.to_string())
+    sizes = pd.Series([measure([cell])["lines"] for cells in found.values() for cell in cells])
+    print(f"exported cells: median {sizes.median():g} lines, 90% at {sizes.quantile(.9):g} or fewer")
+
+
 FULL_RUN = "\nfull, out = True, '../figures'"  # an experiment page shows its full run, read from the ledger
 
 
@@ -149,6 +224,8 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("readme", help=readme.__doc__)
     commands.add_parser("check", help=check.__doc__)
+    commands.add_parser("style", help=style.__doc__)
+    commands.add_parser("count", help=count.__doc__)
     sub = commands.add_parser("outputs", help=outputs.__doc__)
     sub.add_argument("notebooks", nargs="*", metavar="NB", help="notebooks; all of them when none is named")
     sub.add_argument("--flags", default="", help="cells to run that nbdev_test skips, for example data,slow")
@@ -156,4 +233,4 @@ if __name__ == "__main__":
     if args.command == "outputs":
         outputs(args.notebooks, args.flags.replace(",", " ").split())
     else:
-        {"readme": readme, "check": check}[args.command]()
+        {"readme": readme, "check": check, "style": style, "count": count}[args.command]()
