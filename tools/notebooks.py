@@ -38,6 +38,27 @@ def floor(page):
     return next(name for name, last in FLOORS.items() if int(page.stem[:2]) <= last)
 
 
+def title(page):
+    "Title and promise of a page, as its first cell says them."
+    first = "".join(json.loads(page.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return re.match(r"# (.+)\n\n> (.+)", first).groups()
+
+
+def contents(short=False):
+    "The pages as a Markdown table, by floor: a row a page with its promise, or a row a floor."
+    listed = {}
+    for page in pages():
+        if floor(page):
+            link = f"[{page.stem.split('_')[0]} {title(page)[0]}]({page.name})"
+            listed.setdefault(floor(page), []).append((link, title(page)[1].rstrip(".")))
+    if short:
+        rows = [f"| {name} | {' · '.join(link for link, _ in found)} |" for name, found in listed.items()]
+        return "\n".join(["| floor | pages |", "|---|---|", *rows])
+    rows = [row for name, found in listed.items()
+        for row in (f"| **{name}** | |", *(f"| {link} | {promise} |" for link, promise in found))]
+    return "\n".join(["| page | what it explains |", "|---|---|", *rows])
+
+
 def code(page):
     "The sources of a page's code cells."
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
