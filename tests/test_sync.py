@@ -135,3 +135,10 @@ def test_a_python_that_is_too_old_is_refused(tmp_path):
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, scformer_nb as scf; assert not {'torch', 'scanpy', 'numpy'} & set(sys.modules), 'heavy'; assert 'data' in dir(scf)"
     subprocess.run([notebooks.BIN / "python", "-c", code], check=True)
+
+
+def test_the_drawing_of_imports_is_of_this_code():
+    page = next(page for page in PAGES if page.stem.endswith("_architecture"))
+    shown = "".join("".join(out.get("data", {}).get("text/markdown", "")) for cell in code_cells(page) for out in cell.outputs)
+    fresh = architecture.listing(architecture.graph())
+    assert shown == fresh, f"the figure in {page.name} is old: make outputs NB=nbs/{page.name}"

@@ -1,13 +1,11 @@
-"""Two drawings: who imports whom, read from the code, and the model. `python tools/architecture.py` makes both."""
+"""Who imports whom, read from the code and drawn, and the drawing of the model. `python tools/architecture.py` makes both."""
 import ast
 import re
+import sys
 from collections import Counter, defaultdict
 from functools import cache
 
 from notebooks import FLOORS, ROOT, code, exported, floor, modules, pages  # tools/notebooks.py
-
-FIGURES = ROOT / "figures"
-
 
 # ---- who imports whom
 
@@ -82,6 +80,13 @@ def column(page):
     if floor(page) == "Appendix":
         return "Foundations" if rank(page) <= 2 else "Shell"
     return floor(page)
+
+
+def listing(needs):
+    "The arrows of the figure as a Markdown table."
+    rows = [f"| {page.stem} | {', '.join(p.stem for p in sorted(found, key=rank)) or '-'} |"
+        for page, found in sorted(direct(needs).items(), key=lambda item: rank(item[0]))]
+    return "\n".join(["| page | builds on |", "|---|---|", *rows])
 
 
 COLORS = ["#4c72b0", "#55a868", "#c98b2b", "#8172b3", "#c44e52", "#2a9d8f", "#7a7a7a"]
@@ -276,6 +281,9 @@ def draw_model():
 
 
 if __name__ == "__main__":
-    for name, draw in {"architecture": draw_model, "imports": draw_imports}.items():
-        draw().savefig(FIGURES / f"{name}.png", dpi=130, metadata={"Software": None})
-        print(f"{FIGURES / name}.png".replace(f"{ROOT}/", ""))
+    for path, draw in {"figures/architecture.png": draw_model, "out/imports.png": draw_imports}.items():
+        (ROOT / path).parent.mkdir(exist_ok=True)
+        draw().savefig(ROOT / path, dpi=130, metadata={"Software": None})
+        print(path)
+    if broken := upward():
+        sys.exit("\n".join(f"{page} imports {name}, which comes later" for page, name in broken))
