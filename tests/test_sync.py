@@ -33,7 +33,7 @@ def test_imports_are_found_however_they_are_written():
     imported = architecture.imported
     assert imported("from scformer_nb.data import load\nfrom . import binning\nfrom .heads import MGM") == {"data", "binning", "heads"}
     assert imported("import scformer_nb.model\nimport numpy as np\nnp.data") == {"model"}
-    home = architecture.home_of("ScFormer")
+    home = notebooks.home_of("ScFormer")
     assert home in notebooks.modules()
     assert imported("%matplotlib inline\nimport scformer_nb as scf\nscf.tokens.Vocab; scf.ScFormer") == {"tokens", home}
 

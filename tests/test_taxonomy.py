@@ -251,7 +251,7 @@ def test_page_on_a_users_two_files(files, tmp_path):
     shares = [v for k, v in scores.items() if v is not None and not any(m in k for m in (" r ", "cophenetic", ", W"))]
     assert all(0 <= v <= 1 for v in shares)
     drawn = {f.name for f in (out / "cross_species").iterdir()}
-    assert {"fish_fly_figure3_types.png", "fish_fly_figure4.svg", "fish_fly_figure5.png"} <= drawn
+    assert {"fish_fly_figure3_types.png", "fish_fly_figure4.png", "fish_fly_figure5.png"} <= drawn
 
 
 def test_page_on_the_papers_atlases(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import sys
 from collections import Counter, defaultdict
 from functools import cache
 
-from notebooks import FLOORS, ROOT, code, exported, floor, modules, pages  # tools/notebooks.py
+from notebooks import FLOORS, ROOT, code, exported, floor, home_of, modules, pages  # tools/notebooks.py
 
 # ---- who imports whom
 
@@ -17,12 +17,6 @@ def rank(page):
         return 100 + int(page.stem[:2])
     number = int(re.match(r"A(\d+)", page.stem)[1])
     return number if number <= 2 else 200 + number
-
-
-@cache
-def home_of(name):
-    "The module whose page defines a class that the package offers at its top, such as ScFormer."
-    return next((m for m, page in modules().items() if f"\nclass {name}:" in "\n" + "\n".join(exported(page))), name)
 
 
 def imported(source):

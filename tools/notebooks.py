@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +86,12 @@ def nbdev(command, cwd=ROOT):
     "Run one of nbdev's commands in `cwd`."
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev_export does nothing inside nbdev_test
     subprocess.run([BIN / command[0], *command[1:]], cwd=cwd, env=env, check=True, stdin=subprocess.DEVNULL)
+
+
+@cache
+def home_of(name):
+    "The module whose page defines a class."
+    return next((m for m, page in modules().items() if f"\nclass {name}:" in "\n" + "\n".join(exported(page))), name)
 
 
 def by_value(source, values):
