@@ -247,7 +247,7 @@ def draw_model():
         box(ax, 5.9, 4.3 - .85 * i, 1.7, .62, f"block {i + 1}", green, fontsize=10.5)
         if i:
             arrow(ax, (6.75, 5.15 - .85 * i), (6.75, 4.92 - .85 * i), green)
-    note(6.75, 1.05, "each gene attends\nto the other genes\nof its cell")
+    note(6.75, 1.05, "each gene attends\nto the visible genes\nof its cell")
     arrow(ax, (7.72, 3.9), (8.45, 4.45))
     arrow(ax, (7.72, 3.0), (8.45, 2.45))
 
