@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. settings.ini says what is installed, constraints.txt in which version.
+# Two commands: `make demo` and `make test`; `make test-fast` for every edit. settings.ini says what is installed, constraints.txt in which version.
 VENV := .venv
 BIN := $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
@@ -10,11 +10,13 @@ PYTHON = $(or $(shell for p in python3.11 python3.12 python3.13 python3 python; 
 override SCFORMER_DATA_DIR := $(shell [ -d "$(SCFORMER_DATA_DIR)" ] && cd "$(SCFORMER_DATA_DIR)" && pwd)
 export SCFORMER_DATA_DIR
 TIMEOUT := $(if $(shell command -v timeout 2>/dev/null),timeout 1800)
+# the page that test-fast runs
+PAGE := $(firstword $(wildcard nbs/*_binning.ipynb))
 START := $(shell date +%s)
 SAY = @echo "== $$(( $$(date +%s) - $(START) )) s:"
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile | expand -t 20
 
 demo: $(VENV)/.core ## learn from 700 blood cells in a few minutes; results in out/demo
 	@$(BIN)/scformer demo
@@ -29,16 +31,22 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	$(SAY) the tests
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
+test-fast: $(VENV)/.dev ## for every edit, in about a minute: sync, style, one page, the fast tests
+	@$(TOOL) check
+	@$(BIN)/ruff check -q nbs tests tools docs
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev_test --path $(PAGE) --n_workers 1
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
+
 experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night from nothing)
 	@mkdir -p out
-	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/$$1.ipynb out/$$1_$$d.ipynb \
+	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/*_$$1.ipynb out/$$1_$$d.ipynb \
 		-p dataset $$d -p full True -p out figures --log-output; done; }; \
-	page 10_exp_clustering "cortex cortex_200genes pbmc3k"; \
-	page 11_exp_integration "kang_pbmc pancreas_5tech pbmc_3chem"; \
-	page 12_exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
-	page 13_exp_ablation "pancreas_5tech pbmc_3chem"; \
-	page 14_exp_perturbation "simulated papalexi norman"; \
-	page 24_exp_cross_species "simulated cortex pancreas pbmc"
+	page exp_clustering "cortex cortex_200genes pbmc3k"; \
+	page exp_integration "kang_pbmc pancreas_5tech pbmc_3chem"; \
+	page exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
+	page exp_ablation "pancreas_5tech pbmc_3chem"; \
+	page exp_perturbation "simulated papalexi norman"; \
+	page exp_cross_species "simulated cortex pancreas pbmc"
 
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
 
@@ -47,7 +55,7 @@ hooks: $(VENV)/.dev ## install nbdev's git and Jupyter hooks: clean notebooks, r
 	@git config merge.nbdev-merge.driver "'$(abspath $(BIN))/nbdev_merge' %O %A %B %P"
 	@printf '#!/bin/sh\nexec "%s/nbdev_trust"\n' "$(abspath $(BIN))" > "$$(git rev-parse --git-path hooks)/post-merge"
 
-outputs: $(VENV)/.dev ## run the notebooks and store what they show: make outputs NB="nbs/01_binning.ipynb" FLAGS=data,slow
+outputs: $(VENV)/.dev ## run the notebooks and store what they show: make outputs NB="nbs/00_tour.ipynb" FLAGS=data,slow
 	@$(TOOL) outputs $(NB) --flags "$(FLAGS)"
 
 readme: $(VENV)/.dev ## render README.md from nbs/index.ipynb
@@ -91,4 +99,4 @@ $(VENV)/.baselines: $(VENV)/.core
 	@$(PIP) -e '.[baselines]'
 	@touch $@
 
-.PHONY: help demo test experiments env hooks outputs readme docs lint clean
+.PHONY: help demo test test-fast experiments env hooks outputs readme docs lint clean

@@ -3,6 +3,7 @@ import ast
 import json
 import re
 import shlex
+import subprocess
 from configparser import ConfigParser
 from statistics import mean, stdev
 
@@ -16,7 +17,8 @@ import yaml
 from scformer_nb import cli
 
 ROOT = notebooks.ROOT
-TEXTS = [ROOT / "README.md", *sorted(file for file in (ROOT / "docs").rglob("*.md") if file.parent.name not in ("pages", "api"))]
+DOCS = sorted(file for file in (ROOT / "docs").rglob("*.md") if file.parent.name not in ("pages", "api"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 per_text = pytest.mark.parametrize("file", TEXTS, ids=lambda file: file.stem)
 
 
@@ -31,8 +33,18 @@ def settings():
 def test_every_notebook_has_its_place():
     listed = [page for found in docsite.sections().values() for page in found]
     assert sorted(listed) == [page for page in notebooks.pages() if page.stem != "index"]
-    readme = (ROOT / "README.md").read_text()
-    assert [page.stem for page in listed if f"](nbs/{page.name})" not in readme] == []
+    assert listed[0].stem.endswith("_tour") and list(docsite.sections())[-1] == "Appendix"
+
+
+def test_readme_lists_the_pages_as_they_are():
+    table = notebooks.contents().replace("](", "](nbs/")
+    assert table in (ROOT / "README.md").read_text(), "make outputs NB=nbs/index.ipynb, then make readme"
+
+
+def test_what_a_cell_without_echo_says_is_text():
+    out = nbformat.v4.new_output("display_data", {"text/markdown": "[x](y.ipynb)"})
+    cell = nbformat.v4.new_code_cell("#| echo: false\nMarkdown(1)", outputs=[out])
+    assert [(new.cell_type, new.source) for new in docsite.shown(cell)] == [("markdown", "[x](y.ipynb)")]
 
 
 def test_readers_see_no_directives_and_no_hidden_cells(tmp_path):
@@ -42,14 +54,17 @@ def test_readers_see_no_directives_and_no_hidden_cells(tmp_path):
         assert {cell.cell_type for cell in cells} <= {"code", "markdown"} and not any("#|" in cell.source for cell in cells)
         hidden = [cell.source for cell in nbformat.read(ROOT / "nbs" / page.name, 4).cells if docsite.HIDE.search(cell.source)]
         assert not {notebooks.DIRECTIVE.sub("", source) for source in hidden} & {cell.source for cell in cells}
-    assert "pages/00_data" in (tmp_path / "_toc.md").read_text() and "](pages/00_data.ipynb)" in (tmp_path / "_home.md").read_text()
+    toc, home = (tmp_path / "_toc.md").read_text(), (tmp_path / "_home.md").read_text()
+    for page in docsite.modules().values():
+        assert f"pages/{page.stem}\n" in toc and f"](pages/{page.name})" in home
 
 
 def test_definitions_get_an_anchor():
     source = "N = 3\ndef f(): pass\n@patch(cls_method=True)\ndef load(cls: Model, x): pass\nclass Model: pass"
     assert list(docsite.definitions(source)) == ["N", "f", "Model.load", "Model"]
-    found = docsite.source_page("py", dict(module="scformer_nb.scformer", fullname="ScFormer.fit"))
-    assert found == "../pages/08_scformer.html#ScFormer.fit"
+    module = notebooks.home_of("ScFormer")
+    page = docsite.modules()[module].stem
+    assert docsite.source_page("py", dict(module=f"scformer_nb.{module}", fullname="ScFormer.fit")) == f"../pages/{page}.html#ScFormer.fit"
 
 
 # ---- the API
@@ -87,7 +102,7 @@ def test_every_message_in_troubleshooting_exists():
 
 def test_all_messages_are_collected():
     found = list(docsite.messages())
-    assert ("scformer", "ValueError", "a loaded model has no training data; make a new ScFormer(adata) to train") in found
+    assert any(name == notebooks.home_of("ScFormer") and "no training data" in text for name, _, text in found)
     assert any(kind == "warning" and "taken as they are" in text for _, kind, text in found)
     assert {name for name, _, _ in found} <= set(docsite.modules())
 
@@ -168,6 +183,18 @@ def test_results_are_those_of_the_ledger():
         row = next(row for row in text[text.index("| Overall |"):].splitlines() if row.startswith(f"| {dataset} |"))
         assert f"{mean(newest):.3f}\u00a0±\u00a0{stdev(newest):.3f}" in row
     assert "best of five seeds" in text
+
+
+def test_every_tracked_figure_is_shown_or_read():
+    sources = {page.stem.split("_exp_")[1]: "\n".join(notebooks.code(page)) for page in notebooks.pages() if "_exp_" in page.stem}
+    texts = "\n".join([file.read_text() for file in TEXTS] + ["\n".join(docsite.results())])
+    listed = subprocess.run(["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    files = [ROOT / name for name in listed if (ROOT / name).exists()] or [f for f in (ROOT / "figures").rglob("*") if f.is_file()]
+    for file in files:
+        path = file.relative_to(ROOT / "figures").as_posix()
+        owner = max((e for e in sources if path.removeprefix("umap/").startswith(e)), key=len, default=None)
+        kept = path.endswith((".npy", ".npz", ".csv", ".csv.gz")) and owner and path[path.index("."):] in sources[owner]
+        assert f"figures/{path}" in texts or kept, f"nothing shows or reads figures/{path}"
 
 
 def test_citation_and_changelog_have_this_version():

@@ -45,7 +45,7 @@ def text_of(notebook):
 def test_a_users_own_file(name, tmp_path):
     notebook = run(PAGES[name], tmp_path, **own_keys(PAGES[name], tmp_path))
     assert not notebook.metadata.papermill.exception
-    assert list((tmp_path / "results").glob("*.jsonl")) and list((tmp_path / "results").glob("*mine*.svg"))
+    assert list((tmp_path / "results").glob("*.jsonl")) and list((tmp_path / "results").glob("*mine*.png"))
     if name in ("clustering", "integration"):
         assert "5 of 160 cells have no label" in text_of(notebook)
 

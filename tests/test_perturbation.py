@@ -232,7 +232,7 @@ def test_page_on_a_users_file(adata, tmp_path):
     assert not notebook.metadata.papermill.exception
     lines = pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True)
     assert set(lines.method) == {"ceiling", *METHODS} and set(lines.dataset) == {"mine"}
-    assert list((tmp_path / "out").glob("perturbation_mine*.svg"))
+    assert list((tmp_path / "out").glob("perturbation_mine*.png"))
     with pytest.raises(pm.PapermillExecutionError, match="guides"):
         run(PAGE, tmp_path, **own | {"condition_key": "guides"}, methods=METHODS, out=str(tmp_path / "out2"))
 

@@ -1,16 +1,16 @@
 """The rules that notebooks, package and README share."""
-import ast
 import os
 import re
 import subprocess
 from pathlib import Path
 
+import architecture  # tools/architecture.py
 import nbformat
 import notebooks  # tools/notebooks.py
 import pytest
 
 PAGES = notebooks.pages()
-EXPORT = re.compile(r"^#\s*\|\s*(export|default_exp)", re.M)
+HOUSE = ["00_tour", "01_data", "20_exp_clustering", "52_cli", "A0_io", "A2_simulate", "A3_hub", "index"]
 PARAMETER = re.compile(r"[a-z]\w*: \w.* = .+  # \S.*")
 MACHINE = re.compile(rf"/tmp/|/home/\w|/root/|/Users/\w|{re.escape(str(notebooks.ROOT))}")
 per_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -18,40 +18,6 @@ per_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 def code_cells(page):
     return [cell for cell in nbformat.read(page, 4).cells if cell.cell_type == "code"]
-
-
-def number(page):
-    "The reading order; of the appendix all but the hub come first; the index is last, it may import everything."
-    early = page.stem.startswith("A") and page.stem != "A3_hub"
-    return -10 + int(page.stem[1]) if early else int(page.stem[:2]) if page.stem[:2].isdigit() else 100
-
-
-def module(page):
-    "The module that a page exports, if any."
-    found = re.search(r"^#\s*\|\s*default_exp\s+(\w+)", "\n".join(cell.source for cell in code_cells(page)), re.M)
-    return found and found[1]
-
-
-def imported(source):
-    "Names of the package's modules that some code uses: `from scformer_nb.x import y`, `from scformer_nb import x`, `scf.x`."
-    tree = ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", source, flags=re.M))
-    names, aliases = set(), set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            parent = "scformer_nb" if node.level else ""
-            path = ".".join(filter(None, [parent, node.module])).split(".")
-            if path[0] == "scformer_nb":
-                names |= {path[1]} if len(path) > 1 else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            for alias in node.names:
-                path = alias.name.split(".")
-                if path[0] == "scformer_nb":
-                    names |= set(path[1:2])
-                    aliases.add(alias.asname or path[0])
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
-            names.add(node.attr)
-    return {"scformer" if name == "ScFormer" else name for name in names}
 
 
 def test_nothing_is_out_of_sync():
@@ -64,16 +30,52 @@ def test_readme_code_can_be_pasted():
 
 
 def test_imports_are_found_however_they_are_written():
+    imported = architecture.imported
     assert imported("from scformer_nb.data import load\nfrom . import binning\nfrom .heads import MGM") == {"data", "binning", "heads"}
-    assert imported("%matplotlib inline\nimport scformer_nb as scf\nscf.tokens.Vocab; scf.ScFormer") == {"tokens", "scformer"}
     assert imported("import scformer_nb.model\nimport numpy as np\nnp.data") == {"model"}
+    home = notebooks.home_of("ScFormer")
+    assert home in notebooks.modules()
+    assert imported("%matplotlib inline\nimport scformer_nb as scf\nscf.tokens.Vocab; scf.ScFormer") == {"tokens", home}
+
+
+def test_pages_are_read_in_order():
+    assert [page.stem for page in PAGES] == sorted(page.stem for page in PAGES)
+    assert PAGES[-1].stem == "index" and len(PAGES) > 25
+
+
+def test_the_appendix_holds_what_is_below_and_what_is_above():
+    pages = [Path(f"{name}.ipynb") for name in HOUSE]
+    order = sorted(pages, key=architecture.rank)
+    assert [page.stem for page in order] == [
+        "A0_io", "A2_simulate", "01_data", "20_exp_clustering", "52_cli", "A3_hub", "00_tour", "index"]
+    assert [notebooks.floor(page) for page in pages] == [
+        None, "Foundations", "Experiments", "Shell", "Appendix", "Appendix", "Appendix", None]
+
+
+def test_pages_import_from_lower_numbers_only():
+    assert architecture.upward() == []
 
 
 @per_page
-def test_pages_import_from_lower_numbers_only(page):
-    order = {module(other): number(other) for other in PAGES if module(other)}
-    used = imported("\n".join(cell.source for cell in code_cells(page)))
-    assert {name for name in used if order.get(name, -1) >= number(page)} == set()
+def test_pages_import_modules_that_exist(page):
+    assert architecture.imports(page, everything=True) - set(notebooks.modules()) == set()
+
+
+def test_what_other_imports_bring_along_is_not_drawn():
+    assert architecture.direct({"c": {"a", "b"}, "b": {"a"}, "a": set()}) == {"c": {"b"}, "b": {"a"}, "a": set()}
+
+
+def test_exported_code_is_measured():
+    cell = "X = 1\n\nclass _A:\n    def __init__(self): pass\n    def f(self):\n        y = 2" + " " * 100 + "# here"
+    assert notebooks.measure([cell]) == {"lines": 5, "cells": 1, "public": 2, "private": 1, "over 100": 1}
+
+
+def test_the_tour_is_short_and_shows_cells_early():
+    cells = nbformat.read(next(page for page in PAGES if page.stem.endswith("_tour")), 4).cells
+    words = " ".join(cell.source for cell in cells if cell.cell_type == "markdown").split()
+    pictures = [i for i, cell in enumerate(cells) for out in cell.get("outputs", []) if "image/png" in out.get("data", {})]
+    assert len(words) <= 900 and pictures[0] < 10
+    assert not any(notebooks.EXPORT.search(cell.source) for cell in cells)
 
 
 @per_page
@@ -96,7 +98,7 @@ def test_stored_outputs_are_free_of_errors_logs_and_paths(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if "_exp_" in page.stem or page.stem == "index"], ids=lambda page: page.stem)
 def test_pages_with_parameters(page):
     cells = code_cells(page)
-    assert not any(EXPORT.search(cell.source) for cell in cells)
+    assert not any(notebooks.EXPORT.search(cell.source) for cell in cells)
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     lines = [line for line in notebooks.DIRECTIVE.sub("", tagged[0].source).splitlines() if line.strip()]
@@ -133,3 +135,10 @@ def test_a_python_that_is_too_old_is_refused(tmp_path):
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, scformer_nb as scf; assert not {'torch', 'scanpy', 'numpy'} & set(sys.modules), 'heavy'; assert 'data' in dir(scf)"
     subprocess.run([notebooks.BIN / "python", "-c", code], check=True)
+
+
+def test_the_drawing_of_imports_is_of_this_code():
+    page = next(page for page in PAGES if page.stem.endswith("_architecture"))
+    shown = "".join("".join(out.get("data", {}).get("text/markdown", "")) for cell in code_cells(page) for out in cell.outputs)
+    fresh = architecture.listing(architecture.graph())
+    assert shown == fresh, f"the figure in {page.name} is old: make outputs NB=nbs/{page.name}"

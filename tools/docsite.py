@@ -2,7 +2,6 @@
 import ast
 import re
 import sys
-from functools import cache
 from html.parser import HTMLParser
 from importlib import import_module
 from pathlib import Path
@@ -10,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pandas as pd
-from notebooks import DIRECTIVE, ROOT, pages  # tools/notebooks.py
+from notebooks import DIRECTIVE, EXPORT, ROOT, exported, floor, home_of, modules, pages, title  # tools/notebooks.py
 
 DOCS = ROOT / "docs"
 HIDE = re.compile(r"^#\s*\|\s*hide\b", re.M)
-MODULE = re.compile(r"^#\s*\|\s*default_exp\s+(\w+)", re.M)
+NO_ECHO = re.compile(r"^#\s*\|\s*echo:\s*false\b", re.M)
 
 
 # ---- the notebooks as pages
@@ -35,7 +34,8 @@ def unbroken(text):
 
 
 def shown(cell):
-    "The cells that readers see instead of this one: no directives, hidden and raw cells; an anchor before each definition."
+    """The cells that readers see instead of this one: no directives, hidden and raw cells; an anchor before each
+    definition; what a cell without echo says, as text."""
     from nbformat.v4 import new_markdown_cell
     if cell.cell_type == "markdown":
         cell.source = cell.source.replace("](../figures/", "](../../figures/").replace("[nbs](../nbs)", "`nbs/`")
@@ -43,8 +43,9 @@ def shown(cell):
     source = DIRECTIVE.sub("", cell.source)
     if cell.cell_type == "raw" or HIDE.search(cell.source) or not source.strip():
         return []
-    exported = re.search(r"^#\s*\|\s*export", cell.source, re.M)
-    anchors = [f'<span id="{name}"></span>' for name in definitions(source)] if exported else []
+    if NO_ECHO.search(cell.source):
+        return [new_markdown_cell("".join(out.get("data", {}).get("text/markdown", ""))) for out in cell.outputs]
+    anchors = [f'<span id="{name}"></span>' for name in definitions(source)] if EXPORT.search(cell.source) else []
     cell.source = source
     for data in [out["data"] for out in cell.outputs if "text/html" in out.get("data", {})]:
         data["text/html"] = unbroken(data["text/html"])
@@ -52,12 +53,19 @@ def shown(cell):
 
 
 def sections():
-    "The notebooks by chapter of the site, each in reading order."
-    found = {"Guide": [], "Experiments": [], "Command and benchmark": []}
+    "The notebooks by chapter of the site, each in reading order: the tour, the floors of the house, the appendix."
+    found = {"Start here": [page for page in pages() if page.stem.endswith("_tour")]}
     for page in pages():
-        if page.stem != "index":
-            found["Experiments" if "_exp_" in page.stem else "Guide" if page.stem < "28" else "Command and benchmark"].append(page)
+        if floor(page):
+            found.setdefault(floor(page), []).append(page)
     return found
+
+
+def seen_from_docs(name):
+    "A file of the top level with its links as the site sees them."
+    text = (ROOT / name).read_text(encoding="utf-8").replace("[nbs](nbs)", "`nbs/`")
+    text = re.sub(r"\]\((figures/|LICENSE|CITATION)", r"](../\1", text).replace("](CONTRIBUTING.md)", "](contributing.md)")
+    return unbroken(re.sub(r"\]\(docs/", "](", re.sub(r"\]\(nbs/", "](pages/", text)))
 
 
 def write_pages(folder):
@@ -73,23 +81,11 @@ def write_pages(folder):
             nb.cells = [new for cell in nb.cells for new in shown(cell)]
             nbformat.write(nb, folder / page.name)
     (folder / "_toc.md").write_text("\n".join(trees), encoding="utf-8")
-    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("[nbs](nbs)", "`nbs/`")
-    text = re.sub(r"\]\(nbs/", "](pages/", re.sub(r"\]\((figures/|LICENSE|CITATION)", r"](../\1", text))
-    text = re.sub(r"\]\(docs/", "](", text)
-    (folder / "_home.md").write_text(unbroken(text), encoding="utf-8")
+    (folder / "_home.md").write_text(seen_from_docs("README.md"), encoding="utf-8")
+    (folder / "_contributing.md").write_text(seen_from_docs("CONTRIBUTING.md"), encoding="utf-8")
 
 
 # ---- the API: autodoc over the exported modules, parameters from docments
-
-@cache
-def modules():
-    "Exported modules and the notebooks that they come from, in reading order."
-    found = {}
-    for page in pages():
-        source = "\n".join(cell.source for cell in nbformat.read(page, 4).cells if cell.cell_type == "code")
-        found |= {name: page for name in MODULE.findall(source)}
-    return found
-
 
 def write_api(folder):
     "One page per exported module; the command gets the help of its commands."
@@ -150,8 +146,7 @@ def source_page(domain, info):
     page = modules().get(module)
     if not page or domain != "py":
         return None
-    known = {name for cell in nbformat.read(page, 4).cells if cell.cell_type == "code" and re.search(r"^#\s*\|\s*export", cell.source, re.M)
-             for name in definitions(DIRECTIVE.sub("", cell.source))}
+    known = {name for source in exported(page) for name in definitions(source)}
     name = info["fullname"] if info["fullname"] in known else info["fullname"].split(".")[0]
     return f"../pages/{page.stem}.html" + (f"#{name}" if name in known else "")
 
@@ -223,8 +218,8 @@ def finished_runs(experiment):
     path = ROOT / f"figures/{experiment}.jsonl"
     if not path.exists():
         return pd.DataFrame()
-    from scformer_nb.evaluation import Ledger
-    return Ledger(path).summary().drop_duplicates(["dataset", "method", "option"], keep="last")
+    ledger = import_module(f"scformer_nb.{home_of('Ledger')}").Ledger
+    return ledger(path).summary().drop_duplicates(["dataset", "method", "option"], keep="last")
 
 
 def our_tables(experiment, runs):
@@ -274,21 +269,27 @@ def beside_the_paper(page, runs):
                    "data sets here, those counted that it has finished.\n")
 
 
+def drawn(experiment):
+    "The tracked figures of an experiment: first that of all data sets, then those of each."
+    folder = ROOT / "figures"
+    return sorted(file for file in folder.rglob("*.png") if str(file.relative_to(folder)).startswith(experiment))
+
+
 def results():
-    "Every experiment: what its ledger holds, beside what the paper reports."
+    "Every experiment: what its ledger holds, beside what the paper reports, and its figures."
     for page in pages():
         if "_exp_" in page.stem:
             experiment, runs = page.stem.split("_exp_")[1], finished_runs(page.stem.split("_exp_")[1])
-            title, promise = re.match(r"# (.+)\n\n> (.+)", nbformat.read(page, 4).cells[0].source).groups()
-            yield f"## {title}\n\n{promise}\n\nPage: [{page.stem}](pages/{page.name})."
+            heading, promise = title(page)
+            yield f"## {heading}\n\n{promise}\n\nPage: [{page.stem}](pages/{page.name})."
             if runs.empty:
                 yield f"No full run is in the ledger `figures/{experiment}.jsonl` yet; `make experiments` fills it.\n"
             else:
                 yield f"Ledger: [{experiment}.jsonl](../figures/{experiment}.jsonl).\n"
                 yield from our_tables(experiment, runs)
-                if (ROOT / f"figures/{experiment}.png").exists():
-                    yield f"![{title}: all finished runs](../figures/{experiment}.png)\n"
             yield from beside_the_paper(page, runs)
+            for file in drawn(experiment):
+                yield f"![{file.stem.replace('_', ' ')}](../{file.relative_to(ROOT).as_posix()})\n"
 
 
 # ---- everything, and the links of what came out

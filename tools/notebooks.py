@@ -1,6 +1,7 @@
-"""What the notebooks need besides nbdev: README from the index page, the sync check, stored outputs."""
+"""What the notebooks need besides nbdev: README from the index page, the sync check, style and counts, stored outputs."""
 import argparse
 import ast
+import json
 import multiprocessing
 import os
 import re
@@ -9,16 +10,70 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 DIRECTIVE = re.compile(r"^#\s*\|.*\n?", re.M)
+EXPORT = re.compile(r"^#\s*\|\s*exporti?s?\b", re.M)
+MODULE = re.compile(r"^#\s*\|\s*default_exp\s+(\w+)", re.M)
+# the last number of each floor of the house; pages of the appendix are A0, A1, ...
+FLOORS = {
+    "Foundations": 3, "Model": 8, "Evaluation": 19, "Experiments": 29,
+    "Perturbation": 39, "Species": 49, "Shell": 99,
+}
 
 
 def pages():
-    "Every notebook, in reading order."
+    "Every notebook in reading order: by number, then the appendix, then the index."
     return sorted((ROOT / "nbs").glob("[!_.]*.ipynb"))
+
+
+def floor(page):
+    "The part of the house that a page belongs to; None for the index and the tour, which belong to all."
+    if page.stem == "index" or page.stem.endswith("_tour"):
+        return None
+    if page.stem.startswith("A"):
+        return "Appendix"
+    return next(name for name, last in FLOORS.items() if int(page.stem[:2]) <= last)
+
+
+def title(page):
+    "Title and promise of a page, as its first cell says them."
+    first = "".join(json.loads(page.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return re.match(r"# (.+)\n\n> (.+)", first).groups()
+
+
+def contents(short=False):
+    "The pages as a Markdown table, by floor: a row a page with its promise, or a row a floor."
+    listed = {}
+    for page in pages():
+        if floor(page):
+            link = f"[{page.stem.split('_')[0]} {title(page)[0]}]({page.name})"
+            listed.setdefault(floor(page), []).append((link, title(page)[1].rstrip(".")))
+    if short:
+        rows = [f"| {name} | {' · '.join(link for link, _ in found)} |" for name, found in listed.items()]
+        return "\n".join(["| floor | pages |", "|---|---|", *rows])
+    rows = [row for name, found in listed.items()
+        for row in (f"| **{name}** | |", *(f"| {link} | {promise} |" for link, promise in found))]
+    return "\n".join(["| page | what it explains |", "|---|---|", *rows])
+
+
+def code(page):
+    "The sources of a page's code cells."
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def exported(page):
+    "The cells of a page that go into the package, without their directives."
+    return [DIRECTIVE.sub("", source).strip("\n") for source in code(page) if EXPORT.search(source)]
+
+
+def modules():
+    "Exported modules and the notebooks that they come from, in reading order."
+    return {name: page for page in pages() for name in MODULE.findall("\n".join(code(page)))}
 
 
 def directives(cell):
@@ -31,6 +86,12 @@ def nbdev(command, cwd=ROOT):
     "Run one of nbdev's commands in `cwd`."
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev_export does nothing inside nbdev_test
     subprocess.run([BIN / command[0], *command[1:]], cwd=cwd, env=env, check=True, stdin=subprocess.DEVNULL)
+
+
+@cache
+def home_of(name):
+    "The module whose page defines a class."
+    return next((m for m, page in modules().items() if f"\nclass {name}:" in "\n" + "\n".join(exported(page))), name)
 
 
 def by_value(source, values):
@@ -101,6 +162,50 @@ def check():
     print(f"{len(pages())} notebooks are clean, package and README are in sync.")
 
 
+def style():
+    "Fail where exported cells hold two statements on a line, named lambdas or lines over 100 characters."
+    files = [ROOT / f"scformer_nb/{name}.py" for name in modules()]
+    rules = ["--select", "E501,E701,E702,E731", "--line-length", "100"]
+    command = [BIN / "ruff", "check", "--isolated", "--no-cache", "--quiet", "--output-format", "concise"]
+    if subprocess.run([*command, *rules, *files], cwd=ROOT).returncode:
+        sys.exit("Change these lines in the notebooks that export them.")
+    print("Exported cells: one statement a line, no named lambdas, lines of 100 characters at most.")
+
+
+def definitions(source):
+    "Names of constants, functions, classes and methods that a cell defines."
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (method.name for method in node.body if isinstance(method, ast.FunctionDef))
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (name.id for target in targets for name in ast.walk(target)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store))
+
+
+def measure(cells):
+    "Lines, cells, names and long lines of exported cells; a line counts when it is not blank, docments included."
+    lines = [[line for line in cell.splitlines() if line.strip()] for cell in cells]
+    names = [name for cell in cells for name in definitions(cell) if not name.startswith("__")]
+    private = sum(name.startswith("_") for name in names)
+    long = sum(len(line) > 100 for cell in lines for line in cell)
+    return {"lines": sum(map(len, lines)), "cells": len(cells), "public": len(names) - private, "private": private, "over 100": long}
+
+
+def count():
+    """Measure the exported code: a line counts when it stands in an exported cell and is not blank, docments
+    included, the directive left out. Names are constants, functions, classes and methods, but for Python's own."""
+    import pandas as pd
+    found = {name: exported(page) for name, page in modules().items()}
+    table = pd.DataFrame({name: measure(cells) for name, cells in found.items()}).T
+    table.loc["all"] = table.sum()
+    print(table.to_string())
+    sizes = pd.Series([measure([cell])["lines"] for cells in found.values() for cell in cells])
+    print(f"exported cells: median {sizes.median():g} lines, 90% at {sizes.quantile(.9):g} or fewer")
+
+
 FULL_RUN = "\nfull, out = True, '../figures'"  # an experiment page shows its full run, read from the ledger
 
 
@@ -149,6 +254,8 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("readme", help=readme.__doc__)
     commands.add_parser("check", help=check.__doc__)
+    commands.add_parser("style", help=style.__doc__)
+    commands.add_parser("count", help=count.__doc__)
     sub = commands.add_parser("outputs", help=outputs.__doc__)
     sub.add_argument("notebooks", nargs="*", metavar="NB", help="notebooks; all of them when none is named")
     sub.add_argument("--flags", default="", help="cells to run that nbdev_test skips, for example data,slow")
@@ -156,4 +263,4 @@ if __name__ == "__main__":
     if args.command == "outputs":
         outputs(args.notebooks, args.flags.replace(",", " ").split())
     else:
-        {"readme": readme, "check": check}[args.command]()
+        {"readme": readme, "check": check, "style": style, "count": count}[args.command]()

@@ -1,0 +1,37 @@
+"""The mark `slow`: on tests that say so, and on those in slow.txt, which `pytest --measure` writes anew."""
+from collections import defaultdict
+from pathlib import Path
+
+SLOW = Path(__file__).with_name("slow.txt")
+SECONDS = 2  # what a fast test may take, alone on a core
+seconds = defaultdict(float)
+
+
+def name(nodeid):
+    "The name of a test function, wherever it stands and whatever its parameters."
+    return nodeid.split("::")[-1].split("[")[0]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--measure", action="store_true", help=f"keep in {SLOW.name} which of the tests that run take over {SECONDS} s")
+
+
+def pytest_collection_modifyitems(items):
+    slow = set(SLOW.read_text().split())
+    for item in items:
+        if name(item.nodeid) in slow:
+            item.add_marker("slow")
+
+
+def pytest_runtest_logreport(report):
+    seconds[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session):
+    if not session.config.getoption("measure") or hasattr(session.config, "workerinput"):
+        return
+    ran = {name(nodeid) for nodeid in seconds}
+    slow = {name(nodeid) for nodeid, spent in seconds.items() if spent > SECONDS}
+    code = "".join(file.read_text() for file in SLOW.parent.glob("test_*.py"))
+    kept = {test for test in set(SLOW.read_text().split()) - ran | slow if f"def {test}(" in code}
+    SLOW.write_text("".join(f"{test}\n" for test in sorted(kept)))
