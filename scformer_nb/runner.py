@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pages', 'find_page', 'Parameter', 'parameters', 'read_value', 'check_value', 'read_given', 'inspect_data',
-           'PageFailed', 'run_page']
+           'PageFailed', 'to_json', 'run_page']
 
 # %% ../nbs/51_runner.ipynb #2bbe2903
 import ast
@@ -98,7 +98,7 @@ def _read_list(p: Parameter, text: str) -> list:
     stripped = (word.strip() for word in words)
     return [read_value(p._replace(type=kind.__name__), word) for word in stripped if word]
 
-# %% ../nbs/51_runner.ipynb #f27286f4
+# %% ../nbs/51_runner.ipynb #b4c0f233
 def read_value(
     p: Parameter, # which one
     text: str, # as typed
@@ -114,7 +114,7 @@ def read_value(
         raise ValueError(f"-p {p.name}={text}: {text!r} is not {wanted}")
     return kinds[-1](value)
 
-# %% ../nbs/51_runner.ipynb #72db11bc
+# %% ../nbs/51_runner.ipynb #a5e0eee9
 _LEAST = {"n_hvg": 2, "seeds": 0} # of other whole numbers 1
 _MOST = {"seeds": 2**32 - 1}
 
@@ -156,7 +156,7 @@ def _check_name(pair: str, params: dict[str, Parameter], known: dict) -> None:
     if wrong := f"{name} is given twice" if name in known else _ELSEWHERE.get(name):
         raise ValueError(f"-p {pair}: {wrong}")
 
-# %% ../nbs/51_runner.ipynb #7f2931fe
+# %% ../nbs/51_runner.ipynb #63af528a
 def read_given(
     params: dict[str, Parameter], # of the page
     given: list[str], # "name=value", as typed
@@ -218,7 +218,7 @@ def _gene_names(adata) -> list[str]: # a note, or none
     way = f"; var[{column!r}] may hold symbols: adata.var_names = adata.var[{column!r}]" if column else ""
     return [f"genes go by {kind}, so gene sets and data that go by symbols do not match{way}"]
 
-# %% ../nbs/51_runner.ipynb #9f8e7093
+# %% ../nbs/51_runner.ipynb #d6107b37
 def _check_gene_sets(adata, values: dict) -> None:
     "Raises ValueError where gene sets cannot be read, or name no gene of the data"
     if not (name := values.get("gene_sets")):
@@ -246,7 +246,7 @@ def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: #
         said.append(f"{obs[key].nunique()} {_PLURAL.get(name, 'values')} ({key})")
     return said
 
-# %% ../nbs/51_runner.ipynb #4243a9c6
+# %% ../nbs/51_runner.ipynb #ac6af358
 def _sample_cells(adata, n: int = 500, seed: int = 0, layer: str | None = None): # AnnData in memory
     "Random cells that hold anything"
     order = np.random.default_rng(seed).permutation(adata.n_obs)[:20 * n]
@@ -386,6 +386,16 @@ def _means(runs: list[dict]) -> dict[str, dict[str, float]]: # method: metric: m
     means = table.groupby(pd.Index(names, name="method"), sort=False).mean() if runs else table
     return {name: row.dropna().to_dict() for name, row in means.iterrows()}
 
+# %% ../nbs/51_runner.ipynb #cf2f1775
+def to_json(
+    value: object, # of what JSON can hold
+) -> str: # JSON that every reader takes
+    "Valid JSON, with null for NaN and infinity."
+    plain = json.loads(json.dumps(value), parse_constant=lambda name: None)
+    return json.dumps(plain, indent=1)
+
+assert to_json([float("nan"), 1]) == "[\n null,\n 1\n]"
+
 # %% ../nbs/51_runner.ipynb #562d0cd3
 def _metrics(nb, facts: dict) -> dict: # what metrics.json holds
     "Numbers of a run, from what the last cell printed"
@@ -420,7 +430,7 @@ def _write_results(nb, folder: Path, facts: dict, settings: list[dict], notes: l
     _copy_figures(folder)
     about = {k: facts[k] for k in ("command", "data", "seconds", "quick")}
     write_report(nb, folder / "report.html", settings=settings, notes=notes, **about)
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
+    write_text(folder / "metrics.json", to_json(metrics))
     return metrics
 
 # %% ../nbs/51_runner.ipynb #7bcf4701
@@ -434,7 +444,7 @@ def _settings(params: dict[str, Parameter], values: dict) -> list[dict]: # rows 
 def _record_state(folder: Path, facts: dict) -> Iterator[None]:
     "`run.json` from start to end"
     def write(**state):
-        write_text(folder / "run.json", json.dumps(facts | state, indent=1))
+        write_text(folder / "run.json", to_json(facts | state))
     write(state="running")
     try:
         yield

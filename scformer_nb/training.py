@@ -314,7 +314,7 @@ def _prepare_folder(run_dir: str | Path, resume: bool) -> Path:
     "Create the folder of a run. Raises FileExistsError when it is not empty, PermissionError when it cannot be written."
     folder = Path(run_dir)
     if folder.exists() and not folder.is_dir(): raise NotADirectoryError(f"{folder} is a file, not a folder")
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    if folder.exists() and any(p.name != ".lock" for p in folder.iterdir()) and not resume:
         raise FileExistsError(f"{folder} is not empty; choose another folder, or continue the run in it with resume=True")
     if (folder / "model.json").exists() and not (folder / "last.ckpt").exists():
         raise FileExistsError(f"{folder} holds a saved model and no run to continue; choose another folder")
