@@ -56,7 +56,7 @@ def sections():
     found = {"Guide": [], "Experiments": [], "Command and benchmark": []}
     for page in pages():
         if page.stem != "index":
-            found["Experiments" if "_exp_" in page.stem else "Guide" if page.stem < "28" else "Command and benchmark"].append(page)
+            found["Experiments" if "_exp_" in page.stem else "Guide" if page.stem < "50" else "Command and benchmark"].append(page)
     return found
 
 
