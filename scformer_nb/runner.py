@@ -97,7 +97,7 @@ def _read_list(p: Parameter, text: str) -> list:
     stripped = (word.strip() for word in words)
     return [read_value(p._replace(type=kind.__name__), word) for word in stripped if word]
 
-# %% ../nbs/51_runner.ipynb #cafe0fa8
+# %% ../nbs/51_runner.ipynb #14df9e3c
 def read_value(
     p: Parameter, # which one
     text: str, # as typed
@@ -113,7 +113,7 @@ def read_value(
         raise ValueError(f"-p {p.name}={text}: {text!r} is not {wanted}")
     return kinds[-1](value)
 
-# %% ../nbs/51_runner.ipynb #1f222edb
+# %% ../nbs/51_runner.ipynb #c3d46ec3
 _LEAST = {"n_hvg": 2, "seeds": 0} # of other whole numbers 1
 _MOST = {"seeds": 2**32 - 1}
 
@@ -155,7 +155,7 @@ def _check_name(pair: str, params: dict[str, Parameter], known: dict) -> None:
     if wrong := f"{name} is given twice" if name in known else _ELSEWHERE.get(name):
         raise ValueError(f"-p {pair}: {wrong}")
 
-# %% ../nbs/51_runner.ipynb #74607748
+# %% ../nbs/51_runner.ipynb #4cdd4cd6
 def read_given(
     params: dict[str, Parameter], # of the page
     given: list[str], # "name=value", as typed
@@ -217,7 +217,7 @@ def _gene_names(adata) -> list[str]: # a note, or none
     way = f"; var[{column!r}] may hold symbols: adata.var_names = adata.var[{column!r}]" if column else ""
     return [f"genes go by {kind}, so gene sets and data that go by symbols do not match{way}"]
 
-# %% ../nbs/51_runner.ipynb #89b4ecb7
+# %% ../nbs/51_runner.ipynb #706c5159
 def _check_gene_sets(adata, values: dict) -> None:
     "Raises ValueError where gene sets cannot be read, or name no gene of the data"
     if not (name := values.get("gene_sets")):
@@ -245,7 +245,7 @@ def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: #
         said.append(f"{obs[key].nunique()} {_PLURAL.get(name, 'values')} ({key})")
     return said
 
-# %% ../nbs/51_runner.ipynb #671bd49c
+# %% ../nbs/51_runner.ipynb #41e62ddd
 def _sample_cells(adata, n: int = 500, seed: int = 0, layer: str | None = None): # AnnData in memory
     "Random cells that hold anything"
     order = np.random.default_rng(seed).permutation(adata.n_obs)[:20 * n]
@@ -293,7 +293,7 @@ def _check_folder(folder: Path, page: str, data: dict) -> None:
         return
     try:
         made = json.loads((folder / "run.json").read_text())
-        made_by, before = _short(made["page"]), made.get("parameters", {})
+        made_by, before = _short(made["page"]), dict(made.get("parameters", {}))
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{folder} is not empty and no run of a page made it; {other}") from None
     if made_by != page:
@@ -385,7 +385,7 @@ def _means(runs: list[dict]) -> dict[str, dict[str, float]]: # method: metric: m
     means = table.groupby(pd.Index(names, name="method"), sort=False).mean() if runs else table
     return {name: row.dropna().to_dict() for name, row in means.iterrows()}
 
-# %% ../nbs/51_runner.ipynb #40f9dfdc
+# %% ../nbs/51_runner.ipynb #9a6f3889
 def to_json(
     value: object, # of what JSON can hold
 ) -> str: # JSON that every reader takes

@@ -162,9 +162,9 @@ def test_gene_sets_that_name_no_gene_are_refused(run_toy, cells, tmp_path):
     sets = tmp_path / "human.gmt"
     sets.write_text("a set\t\tTP53\tKLF1\n")
     said = run_toy(cells, "-p", f"gene_sets={sets}", "-o", tmp_path / "out", code=2)[1]
-    assert "names genes such as KLF1, the data has genes such as gene0, and none is in both" in said
+    assert "names genes such as KLF1, the data has genes such as" in said and "none is in both" in said
     assert "no-such.gmt" in run_toy(cells, "-p", "gene_sets=no-such.gmt", "-o", tmp_path / "out", code=2)[1]
-    sets.write_text("a set\t\tTP53\tgene3\n")
+    sets.write_text(f"a set\t\tTP53\t{simulate(n_cells=60, n_genes=50).var_names[3]}\n")
     run_toy(cells, "-p", f"gene_sets={sets}", "-o", tmp_path / "out")
 
 
@@ -173,12 +173,11 @@ def test_cells_are_judged_by_those_that_hold_something(kind, cells, tmp_path):
     params = runner.parameters(runner.find_page("clustering"))
     values = {name: p.default for name, p in params.items()}
     adata = simulate(n_cells=600, n_genes=50)
-    for empty, logged in ((True, False), (False, True)):
+    for logged in (False, True):
         X = adata.X.toarray()
-        X[:300] = 0 if empty else X[:300]
-        X[300:] = np.log1p(X[300:]) if logged else X[300:]
-        adata_ = anndata.AnnData(sp.csr_matrix(X) if kind == "sparse" else X, adata.obs, adata.var)
-        adata_.write_h5ad(cells)
+        X[:300] = 0
+        X = np.log1p(X) if logged else X
+        anndata.AnnData(sp.csr_matrix(X) if kind == "sparse" else X, adata.obs, adata.var).write_h5ad(cells)
         if logged:
             with pytest.raises(ValueError, match="must hold raw counts"):
                 runner.inspect_data(str(cells), values, params)
