@@ -1,28 +1,54 @@
 """Transformer embeddings of cells and genes for single-cell RNA-seq; the notebooks in nbs/ are the source."""
+import sys
+import warnings
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
-        alignment, api, baselines, binning, cli, cross_species, data, evaluation, heads, mapping, model, perturbation, report,
-        runner, taxonomy, tokens, training, wasserstein,
+        alignment, baselines, binning, cli, cross_species, data, evaluation, heads, hub, io, mapping, model, model_files,
+        perturbation, report, runner, scformer, taxonomy, tokens, training, wasserstein,
     )
-    from .api import ScFormer
+    from .data import load
+    from .scformer import ScFormer
 
 __version__ = "0.1.0"
 __all__ = [
-    "ScFormer", "alignment", "api", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "mapping",
-    "model", "perturbation", "report", "runner", "taxonomy", "tokens", "training", "wasserstein",
+    "ScFormer", "alignment", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "hub", "io", "load",
+    "mapping", "model", "model_files", "perturbation", "report", "runner", "scformer", "taxonomy", "tokens", "training",
+    "wasserstein",
 ]
+
+_SHORT = {"ScFormer": "scformer", "load": "data"}  # names of modules that can be had from the package itself
+_MOVED = {"api": ("scformer", "hub", "model_files")}  # old module -> where its names are now
+
+
+class _Moved(ModuleType):
+    "An old module: it looks each name up in the new ones and says where it found it."
+
+    def __getattr__(self, name):
+        old = self.__name__.rpartition(".")[2]
+        for new in () if name.startswith("__") else _MOVED[old]:
+            module = import_module(f"{__name__}.{new}")
+            if hasattr(module, name):
+                text = f"scformer_nb.{old} is no more; {name} is in scformer_nb.{new} now"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                return getattr(module, name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it is now {', '.join(_MOVED[old])}")
+
+
+for _old in _MOVED:  # so that `import scformer_nb.api` finds it, before anything heavy is imported
+    sys.modules[f"{__name__}.{_old}"] = _Moved(f"{__name__}.{_old}")
 
 
 def __getattr__(name):
     "`scf.data`, `scf.ScFormer` and the rest are imported at first use (PEP 562), so that `import scformer_nb` costs nothing."
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "ScFormer":
-        return import_module(f"{__name__}.api").ScFormer
-    return import_module(f"{__name__}.{name}")
+    if name in _SHORT:
+        return getattr(import_module(f"{__name__}.{_SHORT[name]}"), name)
+    if name in __all__ or name in _MOVED:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__():

@@ -58,7 +58,7 @@ def _report(kind: str, text: str) -> None:
     if _first():
         typer.echo(f"{kind}: {line}", err=True)
 
-# %% ../nbs/52_cli.ipynb #f4f8f094
+# %% ../nbs/52_cli.ipynb #00e0c2ed
 _DEBUG = "SCFORMER_DEBUG"
 _MEMORY = "; fewer cells or genes (--n-hvg) need less, and so does a recipe with a smaller batch_size in Python"
 
@@ -197,8 +197,8 @@ def fit(
     "Train a model on cells."
     if _first():
         _check_run_folder(out, resume)
-    from scformer_nb.api import ScFormer
     from scformer_nb.data import load
+    from scformer_nb.scformer import ScFormer
     from scformer_nb.training import DEFAULT, PAPER
     recipe = PAPER if preset == "paper" else DEFAULT
     model = ScFormer(load(data), batch_key, layer, n_hvg, seed=seed, recipe=recipe)
@@ -213,15 +213,17 @@ def fit(
 def embed(
     run: Run, data: Data,
     out: _option(Path, "New .h5ad: DATA with obsm['X_scformer'], varm['scformer'], uns['scformer'].", "-o", "--out"),
-    layer: _option(str | None, "Layer with raw counts, '' for X; none: as in training.") = None,
+    layer: _option(str | None, "Layer with raw counts; X: X; none: as in training.") = None,
     unseen_batch: _option(Literal["error", "mean"], "Batches new to a model of the paper preset.") = "error",
 ):
     "Embed cells, those of training or new ones, with a fitted model."
     _check_new_file(out, ".h5ad")
-    from scformer_nb.api import ScFormer
     from scformer_nb.data import load
+    from scformer_nb.scformer import ScFormer
+    from scformer_nb.writable import check_writable
     model, adata = ScFormer.load(run), load(data)
-    model.annotate(adata, unseen_batch)
+    check_writable(adata)
+    model.annotate(adata, unseen_batch, layer if layer is None else layer or "X")
     write_h5ad(adata, out)
     _say(str(out))
 

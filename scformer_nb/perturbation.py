@@ -36,7 +36,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .api import FORMAT, ScFormer, _read_model, _write_model
+from .model_files import FORMAT, read_facts, read_weights, write_model
+from .scformer import ScFormer
 from .baselines import _quietly
 from .binning import bin_values
 from .data import preprocess
@@ -1162,14 +1163,14 @@ def save(self: PerturbationModel, folder: str | Path, overwrite: bool = False) -
     versions = dict(scformer_nb=__version__, torch=str(torch.__version__), anndata=version("anndata"), python=platform.python_version())
     facts = dict(format=FORMAT, kind="perturbation", settings=self._settings, recipe=asdict(self.recipe), genes=self.vocab.genes,
         specials=list(self.vocab.specials), names=m.names, shared=m.shared, history=self.history.to_dict("records"), versions=versions)
-    _write_model(Path(folder), tensors, facts, overwrite)
+    write_model(folder, tensors, facts, overwrite)
 
 # %% ../nbs/09_perturbation.ipynb #c0b70779
 @patch(cls_method=True)
 def load(cls: PerturbationModel, folder: str | Path) -> "PerturbationModel":
     "Read a saved model. Raises FileNotFoundError, and ValueError when it is cut off or no perturbation model."
-    tensors, facts = _read_model(Path(folder))
-    if facts.get("kind") != "perturbation": raise ValueError(f"{folder} holds no perturbation model; load it with ScFormer.load")
+    facts = read_facts(folder, kind="perturbation")
+    tensors = read_weights(folder)
     model, part = cls.__new__(cls), lambda name: {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
     try:
         model._settings, model.recipe, model.data = facts["settings"], PerturbationRecipe(**facts["recipe"]), None

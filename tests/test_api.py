@@ -1,9 +1,11 @@
 """From counts to embeddings and back from disk on toy cells: bad input, what must not matter, saved models, the command's refusals."""
+import hashlib
 import inspect
 import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import tempfile
 import tracemalloc
@@ -24,8 +26,9 @@ import torch
 from scib.metrics import silhouette
 from typer.testing import CliRunner
 
-from scformer_nb import api, cli, data
-from scformer_nb.api import ScFormer
+from scformer_nb import cli, data, model_files, scformer, writable
+from scformer_nb.io import speaking_shell
+from scformer_nb.scformer import ScFormer
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
@@ -95,9 +98,9 @@ def test_every_form_of_counts_gives_the_same_model_and_embedding(trained, Z, for
 
 @pytest.mark.parametrize("form", [COUNTS, COUNTS.toarray(), COUNTS.tocsc()], ids=["CSR", "dense", "CSC"])
 def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch):
-    sizes, check = [], api.check_adata
-    monkeypatch.setattr(api, "PART", 16)
-    monkeypatch.setattr(api, "check_adata", lambda adata, **how: sizes.append(adata.n_obs) or check(adata, **how))
+    sizes, check = [], scformer.check_adata
+    monkeypatch.setattr(scformer, "PART", 16)
+    monkeypatch.setattr(scformer, "check_adata", lambda adata, **how: sizes.append(adata.n_obs) or check(adata, **how))
     toy(form).write_h5ad(tmp_path / "x.h5ad")
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     trained.annotate(backed)
@@ -110,8 +113,8 @@ def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch)
 
 
 def test_an_unseen_batch_at_the_end_of_a_backed_file_is_said_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "PART", 16)
-    monkeypatch.setattr(api, "_embed", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr(scformer, "PART", 16)
+    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     toy(batch=["batch_0"] * 59 + ["lab 7"]).write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(ValueError, match="not seen in training: lab 7"):
         model(recipe=DSBN).embed_cells(anndata.read_h5ad(tmp_path / "x.h5ad", backed="r"))
@@ -121,8 +124,8 @@ def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypa
     more = sp.random(6000, 2000, 0.2, "csr", np.float32, random_state=0, data_rvs=lambda n: np.full(n, 1.0))
     names = [*CELLS.var_names, *(f"extra_{i}" for i in range(1940))]
     anndata.AnnData(more, var=pd.DataFrame(index=names)).write_h5ad(tmp_path / "x.h5ad")
-    monkeypatch.setattr(api, "PART", 500)
-    monkeypatch.setattr(api, "_embed", lambda network, cells, device: np.ones((len(cells), 16), np.float32))
+    monkeypatch.setattr(scformer, "PART", 500)
+    monkeypatch.setattr(scformer, "embed_tokens", lambda network, cells: np.ones((len(cells), 16), np.float32))
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     tracemalloc.start()
     trained.embed_cells(backed)
@@ -135,8 +138,18 @@ def test_counts_in_a_layer(trained, Z):
     given = toy(COUNTS.log1p(), layers={"counts": COUNTS})
     made = model(given, epochs=2, layer="counts")
     assert same(made, trained) and np.array_equal(made.embed_cells(given), Z)
-    with pytest.raises(ValueError, match="layer='counts' does not exist"):
+    with pytest.raises(ValueError, match="trained on layer 'counts', which these cells do not have .layers: none.*pass layer='X' for X"):
         made.embed_cells(CELLS)
+    with speaking_shell(), pytest.raises(ValueError, match="say --layer X for X, or the name of a layer"):
+        made.embed_cells(CELLS)
+    assert np.array_equal(made.embed_cells(CELLS, layer="X"), Z)
+    elsewhere = toy(COUNTS.log1p(), layers={"raw": COUNTS})
+    for use in (made, trained):  # whatever layer it was trained on
+        assert np.array_equal(use.embed_cells(elsewhere, layer="raw"), Z)
+    with pytest.raises(ValueError, match="adata.layers has an 'X' too; rename"):
+        made.embed_cells(toy(layers={"X": COUNTS}), layer="X")
+    with pytest.raises(ValueError, match="layer='row' does not exist"):
+        made.embed_cells(elsewhere, layer="row")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -243,6 +256,8 @@ def test_batches_matter_to_new_cells_only_with_dsbn(trained, Z):
     paper = model(recipe=DSBN)
     with pytest.raises(ValueError, match="batches not seen in training: lab 7.*unseen_batch='mean'"):
         paper.embed_cells(toy(batch=["lab 7"] * 59 + ["batch_0"]))
+    with speaking_shell(), pytest.raises(ValueError, match="the model knows batch_0, batch_1.*say --unseen-batch mean"):
+        paper.embed_cells(toy(batch="lab 7"))
     with pytest.raises(ValueError, match="needs obs.'batch'."):
         paper.embed_cells(anndata.AnnData(COUNTS, var=CELLS.var))
 
@@ -313,13 +328,13 @@ def test_the_global_random_state_is_left_alone(trained, monkeypatch, what):
 def test_embeddings_depend_on_the_cell_alone(recipe, monkeypatch):
     "Not on the chunks they are computed in, nor on the order of cells and genes."
     made = model(epochs=1, recipe=recipe)
-    expected, chunks = made.embed_cells(CELLS), api._length_chunks
+    expected, chunks = made.embed_cells(CELLS), scformer.length_chunks
     rng = np.random.default_rng(0)
     cells, genes = rng.permutation(60), rng.permutation(60)
     assert np.abs(made.embed_cells(CELLS[cells][:, genes].copy()) - expected[cells]).max() < 1e-6
     assert np.abs(made.embed_cells(CELLS[cells[:11]].copy()) - expected[cells[:11]]).max() < 1e-6
     for budget in (1, 100, 1000):  # from one cell at a time
-        monkeypatch.setattr(api, "_length_chunks", partial(chunks, budget=budget))
+        monkeypatch.setattr(scformer, "length_chunks", partial(chunks, budget=budget))
         assert np.abs(made.embed_cells(CELLS) - expected).max() < 1e-6
 
 
@@ -445,7 +460,7 @@ def unwritable(request):
 
 
 def test_saving_where_nothing_can_be_written(trained, unwritable):
-    with pytest.raises(OSError, match=f"cannot write to {unwritable}"):
+    with pytest.raises(OSError, match=f"cannot write {unwritable}"):
         trained.save(unwritable)
 
 
@@ -454,7 +469,7 @@ def test_a_full_disk_leaves_the_old_model(trained, saved):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=f"cannot write to {saved}"):
+        with pytest.raises(OSError, match=f"cannot write {saved}"):
             model(seed=1).save(saved, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -589,7 +604,7 @@ def test_weights_that_are_cut_off(saved, share):
     (lambda weights: {k: v for k, v in weights.items() if k != "encoder.gene.weight"}, "do not belong together")],
     ids=["NaN", "a tensor is missing"])
 def test_weights_that_are_spoilt(trained, saved, change, message):
-    api._write_model(saved, change(trained.network.state_dict()), trained._facts(), overwrite=True)
+    model_files.write_model(saved, change(trained.network.state_dict()), scformer.model_facts(trained), overwrite=True)
     with pytest.raises(ValueError, match=message):
         ScFormer.load(saved)
 
@@ -697,3 +712,240 @@ def test_a_finished_demo_is_shown_again_without_training(demo, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(numbers))
     done = demo("--out", tmp_path)
     assert done.exit_code == 0 and "holds a finished demo" in done.output and "0.750" in done.output and "metrics.json" in done.output
+
+
+# ---- hostile model folders
+
+def save_as(folder, network=None, text=None, **changes):
+    "A model folder with something changed, its digest as it should be; `a__b` is the entry b of a."
+    facts = json.loads((folder / "model.json").read_text())
+    for path, value in changes.items():
+        place, name = (facts[path.split("__")[0]] if "__" in path else facts), path.split("__")[-1]
+        place[name] = value
+    text = json.dumps(facts).encode() if text is None else text
+    weights = safetensors.torch.load_file(folder / "weights.safetensors")
+    data = safetensors.torch.save((network or (lambda w: w))(weights), {"model.json": hashlib.sha256(text).hexdigest()})
+    (folder / "model.json").write_bytes(text)
+    (folder / "weights.safetensors").write_bytes(data)
+
+
+def gene_table(change):
+    return lambda weights: weights | {"encoder.gene.weight": change(weights["encoder.gene.weight"]).contiguous()}
+
+
+HOSTILE = {
+    "a width of a terabyte": (dict(recipe__dim=10**9), "dim is 1000000000, which does not fit"),
+    "a width of another size": (dict(recipe__dim=32), "do not belong together: .* is .*, not "),
+    "a width beyond 64 bits": (dict(recipe__dim=10**20), "dim is 1000.*, which does not fit"),
+    "a million blocks": (dict(recipe__n_blocks=10**6), "n_blocks is 1000000, which does not fit"),
+    "bins without end": (dict(settings__n_bins=5 * 10**6), "n_bins is 5000000, not from 2 to 65536"),
+    "one bin": (dict(settings__n_bins=1), "n_bins is 1, not from 2"),
+    "a negative seed": (dict(settings__seed=-3), "seed is -3, not from 0"),
+    "heads as a float": (dict(recipe__n_heads=4.0), "recipe.n_heads is 4.0, not a whole number"),
+    "true as a number": (dict(format=True), "format is True, not a whole number"),
+    "a pool of code": (dict(recipe__pool="__import__('os')"), "__import__"),
+    "an unknown option": (dict(recipe__evil=1), "evil"),
+    "a layer as a list": (dict(settings__layer=[1]), "layer is .1., not text or null"),
+    "three batches": (dict(settings__batches=["a", "b", "c"]), "do not belong together: heads.batch.weight is .2, 16., not .3, 16."),
+    "genes as a text": (dict(genes="x" * 60), "genes is 'x*\\.\\.\\.x*', not a list"),
+    "genes twice": (dict(genes=["gene"] * 60), "59 gene names are duplicates"),
+    "half a character": (dict(genes=["\ud800", *(f"gene_{i}" for i in range(59))]), "genes.0. is .*, not text"),
+    "a nested history": (dict(history=[{"epoch": [1]}]), "history.0..epoch is .1., not a number or null"),
+    "versions as a list": (dict(versions=[1]), "versions is .1., not an object"),
+    "JSON without end": (dict(text=b"[" * 200_000), "nested without end"),
+    "a number of 6,000 digits": (dict(text=b'{"format": ' + b"9" * 6000 + b"}"), "cut off or damaged"),
+    "whole numbers as weights": (dict(network=gene_table(lambda w: w.int())), "gene.weight is of type I32, not F32"),
+    "complex weights": (dict(network=gene_table(lambda w: w.to(torch.complex64))), "gene.weight is of type C64"),
+    "weights of 8 bits": (dict(network=gene_table(lambda w: w.to(torch.float8_e4m3fn))), "gene.weight is of type F8_E4M3"),
+    "a tensor more": (dict(network=lambda w: w | {"evil": torch.zeros(3)}), "evil is in one of them only"),
+    "weights beyond 32 bits": (dict(network=gene_table(lambda w: w.double() * 0 + 1e300)), "NaN or infinite values"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_model_folder_is_refused_before_anything_is_built(saved, case, monkeypatch):
+    changes, message = HOSTILE[case]
+    save_as(saved, **changes)
+    built, build = [], scformer.build_network
+    monkeypatch.setattr(scformer, "build_network", lambda *how: built.append(build(*how)) or built[-1])
+    with pytest.raises(ValueError, match=message) as error:
+        ScFormer.load(saved)
+    assert str(saved) in str(error.value)
+    assert all(weight.is_meta for network in built for weight in network.parameters())
+
+
+@pytest.mark.parametrize("dtype,error", [(torch.float64, 0), (torch.float16, 0.01), (torch.bfloat16, 0.05)])
+def test_weights_of_other_precision_are_converted(saved, Z, dtype, error):
+    save_as(saved, network=lambda weights: {k: w.to(dtype) if w.is_floating_point() else w for k, w in weights.items()})
+    loaded = ScFormer.load(saved)
+    assert {w.dtype for w in loaded.network.parameters()} == {torch.float32}
+    assert np.abs(loaded.embed_cells(CELLS) - Z).max() <= error
+
+
+def test_an_embedding_that_is_not_finite_is_never_returned(saved):
+    save_as(saved, network=gene_table(lambda w: w * 0 + 3e38))
+    loaded = ScFormer.load(saved)  # all of its weights are finite
+    with pytest.raises(ValueError, match="60 of 60 cells get NaN instead of an embedding"):
+        loaded.embed_cells(CELLS)
+
+
+@pytest.mark.parametrize("name", ["model.json", "weights.safetensors"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "link to nothing"])
+def test_what_is_no_file_is_not_opened(saved, name, kind):
+    (saved / name).unlink()
+    {"pipe": lambda: os.mkfifo(saved / name), "folder": (saved / name).mkdir, "device": lambda: (saved / name).symlink_to("/dev/zero"),
+     "link to nothing": lambda: (saved / name).symlink_to("nowhere")}[kind]()
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{saved}.*({name}|is missing)"):
+        ScFormer.load(saved)
+
+
+def test_a_model_of_perturbations_is_not_one_of_cells(saved):
+    save_as(saved, kind="perturbation")
+    with pytest.raises(ValueError, match=f"{saved} holds another kind of model; load it with PerturbationModel.load"):
+        ScFormer.load(saved)
+
+
+def test_a_planted_link_is_not_followed(trained, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("weights.new", "json.new", ".new.model.json", "model.json", "weights.safetensors"):
+        (folder / name).symlink_to(victim)
+    trained.save(folder, overwrite=True)
+    assert victim.read_text() == "mine" and same(ScFormer.load(folder), trained)
+
+
+def test_a_failed_save_leaves_nothing(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "write_bytes", lambda self, data: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="no space is left"):
+        trained.save(tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what was called before makes no difference
+
+@pytest.mark.parametrize("recipe", [replace(RECIPE, dropout=0.5), replace(DSBN, dropout=0.5)], ids=["dropout", "dropout and DSBN"])
+def test_embeddings_do_not_depend_on_what_was_called_before(recipe):
+    made = model(recipe=recipe, epochs=1)
+    first, genes = made.embed_cells(CELLS), made.embed_genes()
+    weights = {k: v.clone() for k, v in made.network.state_dict().items()}
+    made.network.train()
+    assert np.array_equal(made.embed_cells(CELLS), first) and np.array_equal(made.embed_cells(CELLS), first)
+    made.network.train()
+    assert made.embed_genes().equals(genes)
+    assert all(torch.equal(v, weights[k]) for k, v in made.network.state_dict().items())
+
+
+@pytest.mark.parametrize("recipe", [replace(RECIPE, dropout=0.5), replace(DSBN, dropout=0.5)], ids=["dropout", "dropout and DSBN"])
+def test_training_does_not_depend_on_what_was_called_before(recipe, tmp_path):
+    whole = model(recipe=recipe, epochs=2)
+    looked_at = model(recipe=recipe)
+    looked_at.embed_cells(CELLS)
+    assert same(looked_at.fit(2, progress=False, accelerator="cpu"), whole)
+    continued = model(recipe=recipe).fit(1, tmp_path / "run", progress=False, accelerator="cpu")
+    continued.embed_cells(CELLS)
+    assert same(continued.fit(2, tmp_path / "run", resume=True, progress=False, accelerator="cpu"), whole)
+    continued.save(tmp_path / "run")  # beside the checkpoint
+    assert same(ScFormer.load(tmp_path / "run"), whole)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_fit_that_fails_leaves_the_model_as_it_was(error, monkeypatch):
+    def stop(network, *args, **how):
+        with torch.no_grad():
+            next(network.parameters()).add_(1)
+        raise error
+    made = model()
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(scformer, "train", stop)
+        made.fit(1)
+    assert same(made, model()) and same(made.fit(1, progress=False, accelerator="cpu"), model(epochs=1))
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="seed=-1 must not be negative"):
+        model(seed=-1)
+
+
+# ---- batches that are numbers
+
+def test_numbers_as_batches_are_explained():
+    lanes = toy(batch=np.repeat([1, 2], 30))
+    made = model(lanes, recipe=DSBN)
+    assert np.isfinite(made.embed_cells(lanes)).all()
+    with pytest.raises(ValueError, match="not seen in training: 1.0, 2.0; the model knows 1, 2.*1.0 is the number 1 of training"):
+        made.embed_cells(toy(batch=np.repeat([1.0, 2.0], 30)))
+    with pytest.raises(ValueError, match="donor_0, .*, donor_15 and 52 more; the model"):
+        made.embed_cells(toy(batch=[f"donor_{i}" for i in range(60)]))
+
+
+# ---- what can be written is known before
+
+TABLES = {
+    "a reserved name": (dict(_index=[1] * 60), "adata.obs.'_index'. cannot be written .*reserved"),
+    "mixed types": (dict(note=[1, "x"] * 30), r"obs.'note'. = adata.obs.'note'..astype\(str\)"),
+    "dates": (dict(day=pd.to_datetime(["2020-01-01"] * 60)), "obs.'day'. cannot be written"),
+    "truth with gaps": (dict(good=pd.Series([True, None] * 30, dtype=object).to_numpy()), r"obs.'good'..astype\(str\)"),
+    "lists": (dict(tags=pd.Series([["a"]] * 60).to_numpy()), "obs.'tags'. cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_what_cannot_be_written_is_named(case):
+    columns, message = TABLES[case]
+    with pytest.raises(ValueError, match=message):
+        writable.check_writable(toy(**columns))
+    given = toy()
+    given.raw = toy()
+    for name, values in columns.items():
+        given.raw.var[name] = values
+    with pytest.raises(ValueError, match="adata.raw.var."):  # Seurat's converters leave columns there
+        writable.check_writable(given)
+
+
+@pytest.mark.parametrize("place,value", [("uns", {1, 2}), ("uns", {3: 4}), ("obsm", pd.DataFrame({"_index": range(60)}, CELLS.obs_names))])
+def test_other_parts_that_cannot_be_written_are_named(place, value):
+    given = toy()
+    getattr(given, place)["odd"] = value
+    with pytest.raises(ValueError, match=f"adata.{place}.'odd'. cannot be written"):
+        writable.check_writable(given)
+
+
+def test_what_can_be_written_passes_and_is_written(tmp_path):
+    given = toy(text=["a", None] * 30, numbers=pd.array([1, None] * 30, dtype="Int64"), flag=True,
+                kind=pd.Categorical(["x", None] * 30), real=np.nan)
+    given.uns["settings"] = {"a": [1, "x"], "none": None}
+    given.obsm["table"] = pd.DataFrame({"a": range(60)}, given.obs_names)
+    before = given.copy()
+    writable.check_writable(given)
+    assert given.obs.equals(before.obs) and given.uns.keys() == before.uns.keys()
+    given.write_h5ad(tmp_path / "x.h5ad")
+
+
+def test_annotate_replaces_what_is_its_own_and_nothing_else(trained, monkeypatch):
+    given = toy()
+    given.obsm["X_scformer"] = np.zeros((60, 3))  # an embedding of an older model
+    trained.annotate(given)
+    trained.annotate(given)
+    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
+    for place, value in (("uns", "mine"), ("obsm", pd.DataFrame({"a": range(60)}, given.obs_names))):
+        other = toy()
+        getattr(other, place)["scformer" if place == "uns" else "X_scformer"] = value
+        with pytest.raises(ValueError, match=f"adata.{place}.* is there already and is nothing that ScFormer writes"):
+            trained.annotate(other)
+
+
+# ---- the package
+
+def test_the_old_module_says_the_new_name():
+    code = ("import warnings, sys; warnings.simplefilter('error'); import scformer_nb.api, scformer_nb\n"
+            "assert 'torch' not in sys.modules\nwarnings.simplefilter('always')\n"
+            "with warnings.catch_warnings(record=True) as seen:\n    from scformer_nb.api import ScFormer\n"
+            "assert ScFormer is scformer_nb.ScFormer and scformer_nb.api.ScFormer is ScFormer\n"
+            "assert any(w.category is DeprecationWarning and 'scformer_nb.scformer' in str(w.message) and w.filename == '<string>'\n"
+            "           for w in seen), [str(w) for w in seen]\n"
+            "try: scformer_nb.api.nothing\nexcept AttributeError as e: assert 'scformer' in str(e)\nelse: raise SystemExit(1)\n"
+            "assert scformer_nb.load is scformer_nb.data.load\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -48,7 +48,8 @@ def test_readers_see_no_directives_and_no_hidden_cells(tmp_path):
 def test_definitions_get_an_anchor():
     source = "N = 3\ndef f(): pass\n@patch(cls_method=True)\ndef load(cls: Model, x): pass\nclass Model: pass"
     assert list(docsite.definitions(source)) == ["N", "f", "Model.load", "Model"]
-    assert docsite.source_page("py", dict(module="scformer_nb.api", fullname="ScFormer.fit")) == "../pages/06_api.html#ScFormer.fit"
+    found = docsite.source_page("py", dict(module="scformer_nb.scformer", fullname="ScFormer.fit"))
+    assert found == "../pages/08_scformer.html#ScFormer.fit"
 
 
 # ---- the API
@@ -86,7 +87,7 @@ def test_every_message_in_troubleshooting_exists():
 
 def test_all_messages_are_collected():
     found = list(docsite.messages())
-    assert ("api", "ValueError", "a loaded model has no training data; make a new ScFormer(adata) to train") in found
+    assert ("scformer", "ValueError", "a loaded model has no training data; make a new ScFormer(adata) to train") in found
     assert any(kind == "warning" and "taken as they are" in text for _, kind, text in found)
     assert {name for name, _, _ in found} <= set(docsite.modules())
 

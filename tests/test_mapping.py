@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from scformer_nb import data
-from scformer_nb.api import ScFormer
 from scformer_nb.mapping import Reference, build_reference, held_out_neighbours
+from scformer_nb.scformer import ScFormer
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
@@ -134,7 +134,7 @@ def test_a_query_is_annotated_and_survives_the_disk(model, tmp_path):
     query = CELLS[::3].copy()
     query.obs = query.obs[[]]  # neither labels nor batches
     before = query.X.copy()
-    table = build_reference(model, CELLS, "cell_type").map(query)
+    table = build_reference(model, CELLS, "cell_type").transform(query)
     assert (query.X != before).nnz == 0 and (table.index == query.obs_names).all()
     assert (table["nearest"] == CELLS.obs["cell_type"].astype(str)[::3]).mean() > 0.5  # of three types, after three epochs
     query.write_h5ad(tmp_path / "x.h5ad")
@@ -151,7 +151,7 @@ def test_the_models_batches_are_held_out(model):
 
 def test_a_saved_model_maps_the_same(model, tmp_path):
     model.save(tmp_path / "model")
-    tables = [build_reference(m, CELLS, "cell_type").map(CELLS.copy()) for m in (model, ScFormer.load(tmp_path / "model"))]
+    tables = [build_reference(m, CELLS, "cell_type").transform(CELLS.copy()) for m in (model, ScFormer.load(tmp_path / "model"))]
     assert tables[0].equals(tables[1])
 
 
@@ -161,9 +161,9 @@ def test_a_query_batch_that_dsbn_does_not_know():
     query.obs["batch"] = "lab 7"
     atlas = build_reference(made, CELLS, "cell_type")
     with pytest.raises(ValueError, match="not seen in training: lab 7.*unseen_batch='mean'"):
-        atlas.map(query)
+        atlas.transform(query)
     assert "scformer_label" not in query.obs and "X_scformer" not in query.obsm
-    assert len(atlas.map(query, unseen_batch="mean")) == 20
+    assert len(atlas.transform(query, unseen_batch="mean")) == 20
 
 
 @pytest.mark.parametrize("label_key,change,message", [
@@ -181,4 +181,21 @@ def test_what_is_no_anndata(model):
     with pytest.raises(ValueError, match="AnnData is needed"):
         build_reference(model, CELLS.X, "cell_type")
     with pytest.raises(ValueError, match="AnnData is needed"):
-        build_reference(model, CELLS, "cell_type").map(CELLS.X)
+        build_reference(model, CELLS, "cell_type").transform(CELLS.X)
+
+
+def test_the_old_name_works_and_says_the_new_one():
+    atlas = build_reference(ScFormer(CELLS, recipe=replace(DEFAULT, **SMALL)), CELLS, "cell_type")
+    with pytest.warns(DeprecationWarning, match="Reference.map is now Reference.transform"):
+        old = atlas.map(CELLS.copy())
+    assert old.equals(atlas.transform(CELLS.copy()))
+
+
+def test_counts_of_reference_and_query_may_lie_in_different_places():
+    model = ScFormer(CELLS, recipe=replace(DEFAULT, **SMALL))
+    logged = CELLS.copy()
+    logged.layers["counts"] = logged.X.copy()
+    logged.X = logged.X.log1p()
+    plain = build_reference(model, CELLS, "cell_type").transform(CELLS.copy())
+    atlas = build_reference(model, logged, "cell_type", layer="counts")
+    assert plain.equals(atlas.transform(logged.copy(), layer="counts")) and plain.equals(atlas.transform(CELLS.copy()))

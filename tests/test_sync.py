@@ -21,8 +21,9 @@ def code_cells(page):
 
 
 def number(page):
-    "The reading order; the index comes last, it may import everything."
-    return int(page.stem[:2]) if page.stem[:2].isdigit() else 100
+    "The reading order; of the appendix all but the hub come first; the index is last, it may import everything."
+    early = page.stem.startswith("A") and page.stem != "A3_hub"
+    return -10 + int(page.stem[1]) if early else int(page.stem[:2]) if page.stem[:2].isdigit() else 100
 
 
 def module(page):
@@ -50,7 +51,7 @@ def imported(source):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
             names.add(node.attr)
-    return {"api" if name == "ScFormer" else name for name in names}
+    return {"scformer" if name == "ScFormer" else name for name in names}
 
 
 def test_nothing_is_out_of_sync():
@@ -64,7 +65,7 @@ def test_readme_code_can_be_pasted():
 
 def test_imports_are_found_however_they_are_written():
     assert imported("from scformer_nb.data import load\nfrom . import binning\nfrom .heads import MGM") == {"data", "binning", "heads"}
-    assert imported("%matplotlib inline\nimport scformer_nb as scf\nscf.tokens.Vocab; scf.ScFormer") == {"tokens", "api"}
+    assert imported("%matplotlib inline\nimport scformer_nb as scf\nscf.tokens.Vocab; scf.ScFormer") == {"tokens", "scformer"}
     assert imported("import scformer_nb.model\nimport numpy as np\nnp.data") == {"model"}
 
 

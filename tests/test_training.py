@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from scformer_nb import data, training
-from scformer_nb.api import ScFormer
+from scformer_nb.scformer import ScFormer
 from scformer_nb.training import DEFAULT, PAPER, History, TrainingModule
 
 SMALL = dict(dim=16, n_blocks=1, hidden=16, max_masked=16)
@@ -257,7 +257,7 @@ import sys, warnings
 from contextlib import nullcontext
 from dataclasses import replace
 warnings.simplefilter("ignore")
-from scformer_nb.api import ScFormer
+from scformer_nb.scformer import ScFormer
 from scformer_nb.data import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
