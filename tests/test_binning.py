@@ -1,9 +1,7 @@
 """Eq. 2 on any matrix: exact against a plain definition, and refused where it has none."""
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from scformer_nb import binning
 from scformer_nb.binning import bin_values
 
 DTYPES = [np.bool_, np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64, np.float16, np.float32, np.float64]
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=40)
 bins = st.one_of(st.just(51), st.integers(2, 400), st.just(65536))
-quick = settings(max_examples=150, deadline=None)  # the first example compiles
+quick = settings(max_examples=150, deadline=None)
 
 
 def elements(dtype):
@@ -66,7 +63,7 @@ def test_equals_the_definition(X, n_bins):
 @quick
 @given(st.integers(0, 2**32 - 1), st.integers(33, 3000), st.sampled_from([np.float32, np.float64]), st.sampled_from([2, 51, 300]))
 def test_long_cells(seed, n, dtype, n_bins):
-    "Long rows of uneven spread, so that buckets overflow: still what a sort gives."
+    "Long rows of uneven spread, whatever the spread: what a sort gives."
     rng = np.random.default_rng(seed)
     spread = np.exp(rng.normal(scale=rng.choice([1e-4, 1, 30]), size=n)).clip(1e-30, 1e30)
     v = np.where(rng.random(n) < rng.random(), spread, rng.integers(1, 4, n)).astype(dtype)
@@ -129,17 +126,6 @@ def test_duplicates_are_added():
     assert bin_values(stored).toarray().tolist() == [[50, 25]]  # 300 and 250, without overflow
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
-def test_threads_change_nothing(monkeypatch, threads):
-    X = sp.random(4000, 500, 0.3, format="csr", random_state=0)
-    X.data[: X.indptr[100]] = 0  # empty cells first, in the middle and last
-    X.data[X.indptr[2000] : X.indptr[2500]] = 0
-    X.data[X.indptr[3900] :] = 0
-    X.eliminate_zeros()
-    monkeypatch.setattr(binning.config, "NUMBA_NUM_THREADS", threads)
-    assert (bin_values(X) != sp.vstack([bin_values(X[i : i + 100]) for i in range(0, 4000, 100)])).nnz == 0
-
-
 def test_callers_may_be_threads():
     X = sp.random(3000, 400, 0.3, format="csr", random_state=0)
     with ThreadPoolExecutor(4) as pool:
@@ -175,15 +161,15 @@ def test_n_bins(n_bins):
         bin_values(np.ones((2, 2)), n_bins)
 
 
-def test_import_compiles_nothing():
-    code = "from scformer_nb import binning; assert not binning._bin_rows.signatures"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_cells_do_not_depend_on_each_other():
+    X = sp.random(400, 500, 0.3, format="csr", random_state=0)
+    X.data[: X.indptr[100]] = 0  # empty cells first, in the middle and last
+    X.data[X.indptr[200] : X.indptr[250]] = 0
+    X.data[X.indptr[390] :] = 0
+    X.eliminate_zeros()
+    assert (bin_values(X) != sp.vstack([bin_values(X[i]) for i in range(400)])).nnz == 0
 
 
-def test_without_a_folder_for_the_cache(tmp_path):
-    "Where neither the package's nor the user's folder can be written, it compiles in memory."
-    (tmp_path / "alone.py").write_text(Path(binning.__file__).read_text(encoding="utf-8"), encoding="utf-8")
-    (tmp_path / "__pycache__").write_text("a file in the way")
-    code = "import alone; assert alone.bin_values([[1, 2, 0]]).data.tolist() == [25, 50]; assert not alone._bin_rows.stats.cache_path"
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_CACHE", "XDG"))}
-    subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, env=env | {"HOME": os.devnull}, check=True)
+def test_import_is_light():
+    code = "import sys, scformer_nb.binning; print([m for m in ('numba', 'torch', 'scanpy') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

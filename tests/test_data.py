@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scformer_nb import data
+from scformer_nb.io import speaking_shell
 
 EXPECTED = json.loads((Path(__file__).parent / "expected_data.json").read_text())
 needs_files = pytest.mark.skipif(not os.environ.get("SCFORMER_DATA_DIR"),
@@ -114,7 +115,7 @@ def test_hash_that_cannot_be_noted_is_a_warning(cache, monkeypatch):
     (folder / "norman.zip").write_bytes(b"by hand")
 
     def refuse(*args): raise PermissionError("read-only")
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(data, "write_text", refuse)
     with pytest.warns(UserWarning, match="stays unchecked"):
         assert data.fetch("norman.zip") == folder / "norman.zip"
 
@@ -243,6 +244,27 @@ def batch(values):
     return a
 
 
+def sized(values):
+    a = cells()
+    a.obs["library_size"] = values
+    return a
+
+
+def typed(**columns):
+    a = cells()
+    a.var = a.var.assign(**columns)
+    return a
+
+
+def broken_csr(indices=None, indptr=None):
+    X = cells().X
+    if indices is not None:
+        X.indices[7] = indices
+    if indptr is not None:
+        X.indptr[30] = indptr
+    return X
+
+
 COUNTS = cells().X
 ERRORS = {
     "not an AnnData": (lambda: data.check_adata(np.ones((3, 3))), "AnnData is needed, not ndarray"),
@@ -260,7 +282,7 @@ ERRORS = {
     "infinite": (lambda: data.check_adata(cells(X=dense(np.inf))), "1 of .* stored values are infinite"),
     "text": (lambda: data.check_adata(cells(X=COUNTS.toarray().astype(str))), "are not counts; store numbers"),
     "no such layer": (lambda: data.check_adata(cells(layers={"counts": COUNTS}), layer="count"), "did you mean 'counts'"),
-    "no layers": (lambda: data.check_adata(cells(), layer="counts"), "there are no layers"),
+    "no layers": (lambda: data.check_adata(cells(), layer="counts"), "; there are none"),
     "genes twice": (lambda: data.check_adata(cells(var_names=["A"] * 40)), "39 of 40 gene names are not unique; call adata.var_names_make"),
     "batch_key missing": (lambda: data.check_adata(cells(), batch_key="bach"), "did you mean 'batch'"),
     "batch_key NaN": (lambda: data.check_adata(batch([np.nan] * 2 + ["x"] * 58), batch_key="batch"), "missing for 2 of 60 cells"),
@@ -273,6 +295,21 @@ ERRORS = {
     "library_size too small": (lambda: data.preprocess(cells(obs=lambda a: a.obs.assign(library_size=1.0))), "sum of counts in 60"),
     "unknown name": (lambda: data.load("pancreas"), "did you mean 'pancreas"),
     "unknown file": (lambda: data.fetch("norman.zap"), "did you mean 'norman.zip'"),
+    "library_size text": (lambda: data.preprocess(sized(["many"] * 60)),
+                          r"obs\['library_size'\] is not a number in 60 .*'many'.*delete it"),
+    "library_size NaN": (lambda: data.preprocess(sized([np.nan] + [1e6] * 59)), r"obs\['library_size'\] is not a number in 1 of 60"),
+    "library_size zero": (lambda: data.preprocess(sized([0.0] + [1e6] * 59)), r"obs\['library_size'\] is below the sum of counts in 1 "),
+    "library_size infinite": (lambda: data.preprocess(sized([np.inf] * 60)), r"obs\['library_size'\] is infinite in 60 of 60"),
+    "library_size categories": (lambda: data.preprocess(sized(pd.Categorical(["a"] * 60))), r"obs\['library_size'\] is not a number"),
+    "peaks only": (lambda: data.check_adata(typed(feature_types=["Peaks"] * 40)), r"var\['feature_types'\] holds no .* 40 'Peaks'"),
+    "antibodies only": (lambda: data.check_adata(typed(modality=["ADT"] * 40)), r"var\['modality'\] holds no 'Gene Expression'"),
+    "1e30": (lambda: data.check_adata(cells(X=dense(1e30))), "1 of .* stored values are above 2,147,483,647"),
+    "beyond float32": (lambda: data.check_adata(cells(X=dense(1e300).astype(np.float64))), "1 of .* stored values are infinite"),
+    "index out of range": (lambda: data.check_adata(cells(X=broken_csr(indices=4000))), "X is a damaged sparse matrix"),
+    "index negative": (lambda: data.check_adata(cells(X=broken_csr(indices=-3))), "X is a damaged sparse matrix"),
+    "index 2e9": (lambda: data.check_adata(cells(X=broken_csr(indices=2_000_000_000))), "X is a damaged sparse matrix"),
+    "indptr falls": (lambda: data.check_adata(cells(X=broken_csr(indptr=0))), "X is a damaged sparse matrix"),
+    "damaged layer": (lambda: data.check_adata(cells(layers={"c": broken_csr(indices=4000)}), layer="c"), r"layers\['c'\] is a damaged"),
     "counts per million": (lambda: data.check_adata(cells(X=sp.diags(1e6 / COUNTS.sum(1).A1) @ COUNTS)), "every cell sums to 1,000,000"),
 }
 WARNINGS = {
@@ -282,6 +319,146 @@ WARNINGS = {
     "batch of one cell": (lambda: data.check_adata(batch(["y"] + ["x"] * 59), batch_key="batch"), "1 of 2 batches .* one cell"),
     "cells without HVG": (lambda: data.preprocess(cells(X=sp.diags([0.0] * 3 + [1.0] * 57) @ COUNTS)), "3 of 60 cells express none"),
 }
+
+
+# ---- genes among other features
+
+def test_only_genes_are_kept_and_the_rest_is_counted():
+    kinds = ["Gene Expression"] * 25 + ["Peaks"] * 10 + ["Antibody Capture"] * 5
+    with pytest.warns(UserWarning, match="15 of 40 features are not genes by var.'feature_types'. .*10 'Peaks', 5 'Antibody Capture'"):
+        out = data.check_adata(typed(feature_types=kinds))
+    assert out.var_names.tolist() == cells().var_names[:25].tolist() and (out.X != COUNTS[:, :25]).nnz == 0
+    assert set(out.var["feature_types"]) == {"Gene Expression"}
+
+
+@pytest.mark.parametrize("columns", [{"feature_types": "Gene Expression"}, {"feature_types": "GEX"}, {"modality": "rna"},
+                                     {"feature_type": ["protein_coding", "lncRNA"] * 20}, {"modality": "plate"}])
+def test_columns_that_leave_nothing_out(columns, recwarn):
+    assert data.check_adata(typed(**columns)).n_vars == 40
+    assert not [w for w in recwarn if issubclass(w.category, UserWarning)]
+
+
+def test_antibodies_may_be_no_counts_and_share_the_name_of_a_gene():
+    X, names = COUNTS.toarray(), [*cells().var_names[:39], cells().var_names[0]]
+    X[:, 39] = -0.5
+    a = AnnData(X, obs=cells().obs, var=pd.DataFrame({"feature_types": ["Gene Expression"] * 39 + ["Antibody Capture"]}, index=names))
+    with pytest.warns(UserWarning, match="1 of 40 features"):
+        assert data.check_adata(a).n_vars == 39
+
+
+# ---- counts with fractions, logarithms, and both in one
+
+DEEP = data.simulate(300, 300, 2, 2, depth=2, seed=5)
+
+
+def to_total(X, total=1e4):
+    return sp.csr_matrix(sp.diags(total / X.sum(1).A1) @ X)
+
+
+def fractional(kind):
+    rng, X = np.random.default_rng(0), DEEP.X.copy()
+    if kind == "EM, small":
+        X.data = np.minimum(X.data, 15)
+        some = rng.random(X.nnz) < 0.3
+        X.data[some] += rng.random(some.sum()).round(2)
+    elif kind == "one per cent":
+        X.data = np.minimum(X.data, 18)
+        X.data[rng.random(X.nnz) < 0.01] += 0.37
+    elif kind == "ambient, small":  # every value a little below a whole number
+        X.data = np.minimum(X.data, 15) - rng.uniform(0.001, 0.15, X.nnz)
+    elif kind == "UMI collisions":
+        X.data = -4096 * np.log(1 - np.minimum(X.data, 4000) / 4096)
+    elif kind == "one value":
+        X.data[10] = 2.5
+    return X.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["EM, small", "one per cent", "ambient, small", "UMI collisions", "one value"])
+@pytest.mark.parametrize("batch_key", [None, "batch"])
+def test_counts_with_fractions_pass_with_a_warning(kind, batch_key):
+    a = AnnData(fractional(kind), obs=DEEP.obs, var=DEEP.var)
+    with pytest.warns(UserWarning, match="counts in X are not integers; taken as they are"):
+        assert (data.check_adata(a, batch_key=batch_key).X != a.X).nnz == 0
+
+
+def logged(kind):
+    X = to_total(DEEP.X)
+    if kind == "log2":
+        X.data = np.log2(1 + X.data)
+    elif kind == "log10":
+        X.data = np.log10(1 + X.data)
+    elif kind == "log2 of counts":  # three quarters of its values are whole
+        X = DEEP.X.copy()
+        X.data = np.log2(1 + X.data)
+    elif kind == "log of TPM":  # divided by gene length first
+        X = to_total(DEEP.X @ sp.diags(1 / np.random.default_rng(0).lognormal(7, 0.7, DEEP.n_vars)), 1e6).log1p()
+    elif kind == "log1p":
+        X = X.log1p()
+    return X.tocsr().astype(np.float32)
+
+
+LOGS = ["log1p", "log2", "log10", "log2 of counts", "log of TPM"]
+
+
+@pytest.mark.parametrize("kind", LOGS)
+@pytest.mark.parametrize("batch_key", [None, "batch"])
+def test_logarithms_are_refused(kind, batch_key):
+    with pytest.raises(ValueError, match="as in logged data"):
+        data.check_adata(AnnData(logged(kind), obs=DEEP.obs, var=DEEP.var), batch_key=batch_key)
+
+
+@pytest.mark.parametrize("kind", [*LOGS, "1e4"])
+@pytest.mark.parametrize("batch_key", [None, "study"])
+def test_a_logged_study_among_counts_is_named(kind, batch_key):
+    first = np.arange(300) < 225
+    X = sp.vstack([DEEP.X[first], logged(kind)[~first]]).tocsr()
+    a = AnnData(X, obs=DEEP.obs.assign(study=np.where(first, "kept", "treated"), plate=np.arange(300) % 3), var=DEEP.var)
+    word = "normalised" if kind == "1e4" else "logged"
+    with pytest.raises(ValueError, match=rf"of 300 random cells \((study|batch) 'treated'\) hold values as in {word} data: pass layer="):
+        data.check_adata(a, batch_key=batch_key)
+
+
+def test_logged_cells_that_no_column_names_are_counted():
+    odd = np.arange(300) % 10 == 0
+    X = sp.csr_matrix(np.where(odd[:, None], logged("log1p").toarray(), DEEP.X.toarray()))
+    with pytest.raises(ValueError, match="30 of 300 random cells hold values as in logged data"):
+        data.check_adata(AnnData(X, obs=DEEP.obs, var=DEEP.var))
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray], ids=["csr", "csc", "dense"])
+def test_sampled_cells_are_random_and_hold_something(form, tmp_path):
+    X = DEEP.X.toarray()
+    X[:150] = 0
+    AnnData(form(X), obs=DEEP.obs, layers={"log": form(np.log1p(X))}).write_h5ad(tmp_path / "x.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    whole = data.load(tmp_path / "x.h5ad")
+    for layer in (None, "log"):
+        some = data.sample_cells(backed, 40, seed=1, layer=layer)
+        assert some.shape == (40, 300) and not some.isbacked and (np.asarray(some.X.sum(1)).ravel() > 0).all()
+        assert some.obs_names.equals(data.sample_cells(whole, 40, seed=1, layer=layer).obs_names)
+    assert not some.obs_names.equals(data.sample_cells(backed, 40, seed=2).obs_names)
+    assert data.sample_cells(backed, 999).n_obs == 150
+    backed.file.close()
+
+
+# ---- batches that look like numbers
+
+@pytest.mark.parametrize("values", [np.arange(60) % 2, (np.arange(60) % 2).astype(float), pd.Categorical((np.arange(60) % 2).astype(float)),
+                                    (np.arange(60) % 2).astype(str)])
+def test_one_and_one_point_zero_are_one_batch(values):
+    assert data.check_adata(batch(values), batch_key="batch").obs["batch"].cat.categories.tolist() == ["0", "1"]
+
+
+def test_levels_that_no_cell_has_are_dropped():
+    values = pd.Categorical(["a", "b"] * 30, categories=["a", "b", "never"])
+    assert data.check_adata(batch(values), batch_key="batch").obs["batch"].cat.categories.tolist() == ["a", "b"]
+
+
+def test_names_seen_stand_in_the_messages():
+    with pytest.raises(ValueError, match="missing for 1 of 60 cells .others have '1', '2'"):
+        data.check_adata(batch([np.nan] + [1, 2] * 29 + [1]), batch_key="batch")
+    with pytest.warns(UserWarning, match="1 of 2 batches in 'batch' have one cell only .'7'"):
+        data.check_adata(batch([7.0] + [1.0] * 59), batch_key="batch")
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -345,6 +522,114 @@ def test_files_that_are_no_h5ad(tmp_path, what, message):
     with pytest.raises(ValueError, match=message):
         data.load(tmp_path / what)
     assert data.load(tmp_path / "whole.h5ad").uns["dataset"] == "simulated"
+
+
+def rewrite(path, change):
+    "An h5ad file with one part of its HDF5 changed."
+    cells().write_h5ad(path)
+    with h5py.File(path, "r+") as f:
+        change(f)
+    return path
+
+
+def put(key, change):
+    def to(f):
+        values, attributes = change(f[key][:]), dict(f[key].attrs)
+        del f[key]
+        f[key] = values
+        f[key].attrs.update(attributes)
+    return to
+
+
+def at(i, value):
+    def change(values):
+        values[i] = value
+        return values
+    return change
+
+
+def unallocated(rows, cols):
+    def to(f):
+        del f["X"]
+        f.create_dataset("X", shape=(rows, cols), dtype="f4", chunks=(100, 100))
+        f["X"].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return to
+
+
+DAMAGED = {
+    "index_beyond": (put("X/indices", at(3, 4000)), "damaged sparse matrix"),
+    "index_just_beyond": (put("X/indices", at(3, 40)), "damaged sparse matrix"),
+    "index_negative": (put("X/indices", at(3, -3)), "damaged sparse matrix"),
+    "index_2e9": (put("X/indices", at(3, 2_000_000_000)), "damaged sparse matrix"),
+    "indptr_falls": (put("X/indptr", at(30, 0)), "damaged sparse matrix"),
+    "indptr_negative": (put("X/indptr", at(0, -5)), "cannot be read"),
+    "indptr_short": (put("X/indptr", lambda v: v[:-5]), "cannot be read"),
+    "data_short": (put("X/data", lambda v: v[:-7]), "cannot be read"),
+    "data_text": (put("X/data", lambda v: np.array([b"a"] * len(v))), "which are not counts|cannot be read"),
+    "shape_lies": (lambda f: f["X"].attrs.__setitem__("shape", np.array([60, 10**12])), "cannot be read"),
+    "shape_small": (lambda f: f["X"].attrs.__setitem__("shape", np.array([30, 20])), "cannot be read"),
+    "dense_4_TB": (unallocated(10**6, 10**6), "claims .* values, but holds 0 bytes"),
+    "no_var": (lambda f: f.__delitem__("var"), "it has no var"),
+    "no_obs": (lambda f: f.__delitem__("obs"), "it has no obs"),
+    "no_X": (lambda f: f.__delitem__("X"), "X is empty: pass layer="),
+    "codes_beyond": (lambda f: f["obs/cell_type/codes"].__setitem__(slice(0, 5), 100), "cannot be read"),
+    "other_HDF5": (lambda f: [f.__delitem__(k) for k in list(f)], "it has no obs and no var"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_named(tmp_path, case):
+    change, message = DAMAGED[case]
+    with pytest.raises(ValueError, match=message):
+        data.preprocess(data.load(rewrite(tmp_path / "x.h5ad", change)))
+
+
+@pytest.mark.parametrize("part", ["layers", "raw"])
+def test_layers_and_raw_are_checked_too(tmp_path, part):
+    a = cells(layers={"c": COUNTS}, raw=lambda a: a.copy())
+    a.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as f:
+        f["layers/c/indices" if part == "layers" else "raw/X/indices"][5] = 4000
+    with pytest.raises(ValueError, match=f"{part}.* is a damaged sparse matrix"):
+        data.load(tmp_path / "x.h5ad")
+
+
+def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.h5ad")
+    (tmp_path / "zero.h5ad").symlink_to("/dev/zero")
+    (tmp_path / "gone.h5ad").symlink_to(tmp_path / "nowhere.h5ad")
+    (tmp_path / "folder.h5ad").mkdir()
+    for name, kind in (("pipe", "a pipe or a device"), ("zero", "a pipe or a device"), ("folder", "is a folder")):
+        with pytest.raises(ValueError, match=kind):
+            data.load(tmp_path / f"{name}.h5ad")
+    with pytest.raises(FileNotFoundError, match="leads to nothing"):
+        data.load(tmp_path / "gone.h5ad")
+
+
+def test_suffix_in_capitals_and_odd_names_are_read(tmp_path):
+    for name in ("X.H5AD", "a <b>&\"' ü 日本\n.h5ad"):
+        cells().write_h5ad(tmp_path / "x.h5ad")
+        os.rename(tmp_path / "x.h5ad", tmp_path / name)
+        assert data.load(tmp_path / name).shape == (60, 40)
+
+
+def test_way_out_is_worded_for_the_shell():
+    a = cells(X=COUNTS.log1p(), layers={"raw": COUNTS})
+    with speaking_shell(), pytest.raises(ValueError, match="pass --layer raw, it looks like counts"):
+        data.check_adata(a)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", '{"norman.zip": {}}', "null"])
+def test_a_damaged_note_of_hashes_is_written_anew(cache, text, monkeypatch):
+    folder, _, _ = cache
+    folder.mkdir()
+    (folder / "norman.zip").write_bytes(b"by hand")
+    (folder / "known_hashes.json").write_bytes(text.encode("latin1"))
+    with pytest.warns(UserWarning, match="known_hashes.json is damaged"):
+        assert data.fetch("norman.zip") == folder / "norman.zip"
+    assert len(json.loads((folder / "known_hashes.json").read_text())["norman.zip"]) == 64
+    assert sorted(os.listdir(folder)) == ["known_hashes.json", "norman.zip"]
 
 
 def test_missing_file_and_missing_name(tmp_path):
