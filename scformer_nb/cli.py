@@ -58,7 +58,7 @@ def _report(kind: str, text: str) -> None:
     if _first():
         typer.echo(f"{kind}: {line}", err=True)
 
-# %% ../nbs/52_cli.ipynb #00e0c2ed
+# %% ../nbs/52_cli.ipynb #3d5e6695
 _DEBUG = "SCFORMER_DEBUG"
 _MEMORY = "; fewer cells or genes (--n-hvg) need less, and so does a recipe with a smaller batch_size in Python"
 

@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 import scformer_nb
 from .io import lock_folder, nearest_name, write_bytes, write_text
 
@@ -97,7 +95,7 @@ def _read_list(p: Parameter, text: str) -> list:
     stripped = (word.strip() for word in words)
     return [read_value(p._replace(type=kind.__name__), word) for word in stripped if word]
 
-# %% ../nbs/51_runner.ipynb #14df9e3c
+# %% ../nbs/51_runner.ipynb #2b499972
 def read_value(
     p: Parameter, # which one
     text: str, # as typed
@@ -113,7 +111,7 @@ def read_value(
         raise ValueError(f"-p {p.name}={text}: {text!r} is not {wanted}")
     return kinds[-1](value)
 
-# %% ../nbs/51_runner.ipynb #c3d46ec3
+# %% ../nbs/51_runner.ipynb #b36e0e15
 _LEAST = {"n_hvg": 2, "seeds": 0} # of other whole numbers 1
 _MOST = {"seeds": 2**32 - 1}
 
@@ -155,7 +153,7 @@ def _check_name(pair: str, params: dict[str, Parameter], known: dict) -> None:
     if wrong := f"{name} is given twice" if name in known else _ELSEWHERE.get(name):
         raise ValueError(f"-p {pair}: {wrong}")
 
-# %% ../nbs/51_runner.ipynb #4cdd4cd6
+# %% ../nbs/51_runner.ipynb #f9de4b6b
 def read_given(
     params: dict[str, Parameter], # of the page
     given: list[str], # "name=value", as typed
@@ -217,7 +215,7 @@ def _gene_names(adata) -> list[str]: # a note, or none
     way = f"; var[{column!r}] may hold symbols: adata.var_names = adata.var[{column!r}]" if column else ""
     return [f"genes go by {kind}, so gene sets and data that go by symbols do not match{way}"]
 
-# %% ../nbs/51_runner.ipynb #706c5159
+# %% ../nbs/51_runner.ipynb #f08d1fe1
 def _check_gene_sets(adata, values: dict) -> None:
     "Raises ValueError where gene sets cannot be read, or name no gene of the data"
     if not (name := values.get("gene_sets")):
@@ -245,15 +243,6 @@ def _check_keys(obs, values: dict, params: dict[str, Parameter]) -> list[str]: #
         said.append(f"{obs[key].nunique()} {_PLURAL.get(name, 'values')} ({key})")
     return said
 
-# %% ../nbs/51_runner.ipynb #41e62ddd
-def _sample_cells(adata, n: int = 500, seed: int = 0, layer: str | None = None): # AnnData in memory
-    "Random cells that hold anything"
-    order = np.random.default_rng(seed).permutation(adata.n_obs)[:20 * n]
-    part = adata[np.sort(order)].to_memory() if adata.isbacked else adata[np.sort(order)]
-    X = part.layers[layer] if layer in part.layers else part.X
-    full = np.flatnonzero(np.asarray(X.sum(axis=1)).ravel() != 0)
-    return part[full[:n]].copy() if len(full) else part.copy()
-
 # %% ../nbs/51_runner.ipynb #5663e4a1
 def inspect_data(
     data: str, # a name of `datasets()`, or the path of an .h5ad
@@ -266,7 +255,8 @@ def inspect_data(
     _check_gene_sets(adata, values)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scformer_nb.data.check_adata(_sample_cells(adata, layer=layer), layer=layer)
+        some = scformer_nb.data.sample_cells(adata, n=500, layer=layer)
+        scformer_nb.data.check_adata(some, layer=layer)
     line = ", ".join([f"{Path(data).name}: {adata.n_obs:,} cells", f"{adata.n_vars:,} genes", *columns])
     notes = [f"{Path(data).name}: {note}" for note in _gene_names(adata)]
     if adata.isbacked:
@@ -385,7 +375,7 @@ def _means(runs: list[dict]) -> dict[str, dict[str, float]]: # method: metric: m
     means = table.groupby(pd.Index(names, name="method"), sort=False).mean() if runs else table
     return {name: row.dropna().to_dict() for name, row in means.iterrows()}
 
-# %% ../nbs/51_runner.ipynb #9a6f3889
+# %% ../nbs/51_runner.ipynb #991f8dd0
 def to_json(
     value: object, # of what JSON can hold
 ) -> str: # JSON that every reader takes
