@@ -1,6 +1,12 @@
-"""The mark `slow`: on tests that say so, and on those in slow.txt, which `pytest --measure` writes anew."""
+"""Fixtures that several files share, and the mark `slow`: on tests that say so, and on those in slow.txt, which `pytest --measure` writes anew."""
 from collections import defaultdict
 from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from scformer_nb import cli
+from scformer_nb.simulate import simulate
 
 SLOW = Path(__file__).with_name("slow.txt")
 SECONDS = 2  # what a fast test may take, alone on a core
@@ -35,3 +41,20 @@ def pytest_sessionfinish(session):
     code = "".join(file.read_text() for file in SLOW.parent.glob("test_*.py"))
     kept = {test for test in set(SLOW.read_text().split()) - ran | slow if f"def {test}(" in code}
     SLOW.write_text("".join(f"{test}\n" for test in sorted(kept)))
+
+
+@pytest.fixture
+def scformer():
+    "The command in this process: stdout, and stderr as one line; the exit code is held to what is expected."
+    def call(*args, code=0):
+        done = CliRunner().invoke(cli.app, [str(a) for a in args], env={"COLUMNS": "300", "TERM": "dumb"})
+        assert done.exit_code == code, (done.output, done.exception)
+        return done.stdout, " ".join(done.stderr.split())
+    return call
+
+
+@pytest.fixture
+def cells(tmp_path):
+    "A user's file."
+    simulate(n_cells=60, n_genes=50, n_types=3, n_batches=2).write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"

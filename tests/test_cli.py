@@ -1,79 +1,21 @@
-"""The command as a shell sees it: help, exit codes, bad input, pages that fail or are killed, what an installed package carries."""
+"""The command as a shell sees it: help, exit codes, bad input, what an installed package carries."""
 import json
 import os
-import signal
+import resource
 import subprocess
 import sys
-import time
 
 import nbformat
 import notebooks  # tools/notebooks.py
 import numpy as np
 import pytest
 import typer
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from typer.testing import CliRunner
 
-from scformer_nb import cli, runner
-from scformer_nb.data import simulate
+from scformer_nb import cli
+from scformer_nb.data import load, simulate
 
 COMMANDS = ["datasets", "fit", "embed", "evaluate", "perturb fit", "perturb predict", "run", "compare-species", "demo"]
-PARAMETERS = """dataset: str = "toy"  # a name, or an .h5ad
-label_key: str = "cell_type"  # column of obs; empty: no labels
-n: int = 1  # how many
-share: float = 0.5  # of all
-seeds: list = [0, 1]  # of the runs
-wait: bool = False  # for ever
-full: bool = False  # all
-out: str = "out"  # folder"""
-RUN = """import time
-from pathlib import Path
-from scformer_nb.evaluation import Ledger
-ledger, computed = Ledger(Path(out) / "toy.jsonl"), []
-ledger.get_or_run("toy", "half", "default", 0, {}, lambda: computed.append(1) or {"n": n / 2})
-print("computed", len(computed))"""
-WAIT = "if wait: time.sleep(600)"
-FAIL = "(Path(out) / 'toy.svg').write_text('<svg/>')\nif n > 1: raise ValueError('no more\\nthan one')"
-
-
-@pytest.fixture
-def scformer():
-    "The command in this process: stdout, and stderr as one line; the exit code is held to what is expected."
-    def call(*args, code=0):
-        done = CliRunner().invoke(cli.app, [str(a) for a in args], env={"COLUMNS": "300", "TERM": "dumb"})
-        assert done.exit_code == code, (done.output, done.exception)
-        return done.stdout, " ".join(done.stderr.split())
-    return call
-
-
-@pytest.fixture
-def cells(tmp_path):
-    "A user's file."
-    simulate(n_cells=60, n_genes=50, n_types=3, n_batches=2).write_h5ad(tmp_path / "cells.h5ad")
-    return tmp_path / "cells.h5ad"
-
-
-@pytest.fixture
-def toy(tmp_path):
-    "A page with parameters of all types, which can wait and fail."
-    tagged = {"tags": ["parameters"]}
-    sources = [new_markdown_cell("# Toy\n\n> For tests"), new_code_cell(PARAMETERS, metadata=tagged), new_markdown_cell("## The runs"),
-        *map(new_code_cell, [RUN, WAIT, FAIL])]
-    spec = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
-    nbformat.write(new_notebook(cells=sources, metadata=spec), tmp_path / "50_exp_toy.ipynb")
-    return tmp_path / "50_exp_toy.ipynb"
-
-
-@pytest.fixture
-def run_toy(toy, scformer, monkeypatch):
-    "scformer run toy ..."
-    monkeypatch.setattr(runner, "pages", lambda: {"toy": toy})
-    return lambda *args, code=0: scformer("run", "toy", *args, code=code)
-
-
-def left(folder):
-    "What a run left, its lock aside."
-    return sorted(p.name for p in folder.iterdir() if p.name != ".lock")
 
 
 # ---- help
@@ -95,143 +37,53 @@ def test_help_and_import_load_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip() == "set()"
 
 
-# ---- run: what is refused before anything runs
+def test_options_say_what_they_are():
+    group = typer.main.get_command(cli.app)
+    commands = [*group.commands.values(), *group.commands["perturb"].commands.values()]
+    assert [(c.name, p.name) for c in commands for p in c.params if not p.help] == []
 
-@pytest.mark.parametrize("given, message", [
-    (["n=many"], "-p n=many: 'many' is not a whole number such as 1200"),
-    (["n=1.5"], "'1.5' is not a whole number"),
-    (["share=half"], "'half' is not a number such as 0.5"),
-    (["wait=true"], "-p wait=true: 'true' is not True or False, with a capital letter"),
-    (["wait=1"], "'1' is not True or False"),
-    (["seeds=[0,x]"], "'x' is not a whole number"),
-    (["lable_key=a"], "the page has no parameter 'lable_key'; did you mean label_key?"),
-    (["n=1", "n=2"], "n is given twice"),
-    (["n"], "a name and a value are needed"),
-    (["out=here"], "named with -o"),
-    (["full=True"], "--quick"),
-    (["dataset=x.h5ad"], "the data is named behind the page, without -p"),
+
+# ---- errors
+
+def raised(error):
+    "Code of a package below that raises."
+    names = {"error": error, "__name__": "torch.nn"}
+    exec("def work(): raise error", names)
+    return names["work"]
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (ValueError("a bad column"), 1, "torch failed (ValueError: a bad column); with SCFORMER_DEBUG=1"),
+    (KeyError("x"), 1, "torch failed (KeyError: x)"),
+    (MemoryError(), 1, "out of memory (MemoryError); fewer cells or genes (--n-hvg)"),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 1, "batch_size"),
+    (RuntimeError("mat1 and mat2"), 1, "torch failed (RuntimeError: mat1 and mat2)"),
+    (np.linalg.LinAlgError("no convergence"), 1, "torch failed (LinAlgError: no convergence)"),
+    (RecursionError("too deep"), 1, "torch failed (RecursionError"),
+    (AssertionError("x"), 1, "torch failed (AssertionError"),
+    (OSError(28, "No space left on device"), 2, "No space left on device"),
+    (ImportError("harmony needs harmonypy: pip install it"), 2, "pip install it"),
 ])
-def test_parameters_that_are_refused(given, message, run_toy, tmp_path):
-    words = [w for pair in given for w in ("-p", pair)]
-    assert message in run_toy("toy", *words, "-o", tmp_path / "out", code=2)[1]
-    assert not (tmp_path / "out").exists()
+def test_every_error_becomes_a_line(error, code, words, scformer, monkeypatch):
+    monkeypatch.setattr("scformer_nb.data.datasets", raised(error))
+    out, said = scformer("datasets", code=code)
+    assert not out and said.startswith("error: ") and words in said and "Traceback" not in said
+    monkeypatch.setenv("SCFORMER_DEBUG", "1")
+    assert "Traceback" in scformer("datasets", code=code)[1]
 
 
-def test_unknown_page_and_wrong_number_of_data_sets(run_toy, scformer):
-    assert "error: there is no page 'tyo': did you mean toy?" in scformer("run", "tyo", "x.h5ad", code=2)[1]
-    assert "the page takes one data set, not 2: a b" in run_toy("a", "b", code=2)[1]
-    assert "name a page and the data" in run_toy(code=2)[1]
+@pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 1)])
+def test_ctrl_c_and_a_closed_pipe_say_nothing(error, code, scformer, monkeypatch):
+    monkeypatch.setattr("scformer_nb.data.datasets", raised(error))
+    assert "error" not in scformer("datasets", code=code)[1]
 
 
-def test_data_that_is_refused(run_toy, cells, tmp_path):
-    def refused(data, *words):
-        said = run_toy(data, *words, "-o", tmp_path / "out", code=2)[1]
-        assert not (tmp_path / "out").exists()
-        return said
-
+def test_names_that_a_terminal_obeys_are_written_out(scformer, cells):
     adata = simulate(n_cells=60, n_genes=50)
-    adata.X = np.log1p(adata.X)
-    adata.write_h5ad(tmp_path / "logged.h5ad")
-    (tmp_path / "cut.h5ad").write_bytes(cells.read_bytes()[:3000])
-    assert "does not exist" in refused(tmp_path / "gone.h5ad")
-    assert "is neither a data set nor a file" in refused("kang_pmbc")
-    assert "cannot be read as .h5ad" in refused(tmp_path / "cut.h5ad")
-    assert "must hold raw counts" in refused(tmp_path / "logged.h5ad")
-    assert "label_key='celltype' is not a column of obs: did you mean cell_type?" in refused(cells, "-p", "label_key=celltype")
-
-
-def test_folders_that_are_refused(run_toy, cells, tmp_path):
-    thesis, other = tmp_path / "thesis", tmp_path / "other"
-    for folder in (thesis, other):
-        folder.mkdir()
-    (thesis / "thesis.docx").touch()
-    (other / "run.json").write_text('{"page": "clustering"}')
-
-    def refused(folder):
-        return run_toy(cells, "-o", folder, code=2)[1]
-
-    assert "is not empty and no run of a page made it" in refused(thesis) and left(thesis) == ["thesis.docx"]
-    assert "holds a run of the page clustering" in refused(other)
-    assert "is a file" in refused(cells)
-    with runner.claimed(tmp_path / "busy", "toy", {"dataset": "toy"}):
-        assert "another run is at work in" in refused(tmp_path / "busy")
-
-
-def test_genes_without_symbols_are_told_of(cells):
-    adata = simulate(n_cells=60, n_genes=50)
-    adata.var_names = [f"ENSG{i:011}" for i in range(50)]
+    adata.obs["\x1b]0;title\x07\nfake: done"] = "x"
     adata.write_h5ad(cells)
-    params = runner.parameters(runner.find_page("clustering"))
-    assert "genes go by Ensembl ids" in runner.look(str(cells), {name: p.default for name, p in params.items()}, params)[1][0]
-
-
-def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp_path):
-    run_toy(cells, "-o", tmp_path / "run")
-    numbers = (tmp_path / "run/metrics.json").read_bytes()
-    others = tmp_path / "others.h5ad"
-    others.write_bytes(cells.read_bytes())
-    assert f"holds a run on {cells}" in run_toy(others, "-o", tmp_path / "run", code=2)[1]
-    assert (tmp_path / "run/metrics.json").read_bytes() == numbers
-
-
-def test_the_label_key_of_two_species_may_come_either_way(scformer, monkeypatch):
-    given = []
-    monkeypatch.setattr(cli, "_run", lambda page, data, out, values, *rest: given.append(values))
-    scformer("compare-species", "a.h5ad", "b.h5ad", "--label-key", "kind")
-    scformer("compare-species", "a.h5ad", "b.h5ad", "-p", "label_key=kind")
-    assert given == [["label_key=kind"], ["label_key=kind"]]
-
-
-# ---- run: a page that fails, is killed, and is continued
-
-def test_a_page_that_fails_leaves_the_cell_and_the_reason(run_toy, cells, tmp_path):
-    out, said = run_toy(cells, "-p", "n=2", "-o", tmp_path / "out", code=1)
-    assert not out and "error: toy failed: in cell 5 (The runs): ValueError: no more; the page so far is" in said
-    assert left(tmp_path / "out") == ["run.json", "toy.failed.ipynb", "work"]
-    assert "than one" in (tmp_path / "out/toy.failed.ipynb").read_text()
-    assert json.loads((tmp_path / "out/run.json").read_text())["state"] == "failed"
-
-
-def test_a_killed_run_leaves_nothing_half_written_and_is_continued(toy, run_toy, cells, tmp_path):
-    folder, ledger = tmp_path / "out", tmp_path / "out/work/toy.jsonl"
-    script = tmp_path / "command.py"
-    script.write_text("from pathlib import Path\nfrom scformer_nb import cli, runner\n"
-        f"runner.pages = lambda: {{'toy': Path({str(toy)!r})}}\ncli.app()")
-    words = ["run", "toy", str(cells), "-o", str(folder)]
-    process = subprocess.Popen([sys.executable, script, *words, "-p", "wait=True"], start_new_session=True)
-    try:
-        end = time.monotonic() + 240
-        while not (ledger.exists() and ledger.read_text().endswith("\n")):
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.1)
-        busy = run_toy(cells, "-o", folder, code=2)[1]
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert "another run is at work" in busy
-    assert {name for name in left(folder) if not name.startswith(".")} == {"run.json", "work"}
-    out, said = run_toy(cells, "-o", folder, "--json")
-    metrics = json.loads(out)
-    assert said == "" and metrics["metrics"] == {"half": {"n": 0.5}} and metrics["parameters"]["seeds"] == [0]
-    assert metrics == json.loads((folder / "metrics.json").read_text())
-    assert left(folder) == ["figures", "metrics.json", "report.html", "run.json", "toy.ipynb", "work"]
-    assert "computed 0" in (folder / "toy.ipynb").read_text() and json.loads((folder / "run.json").read_text())["state"] == "finished"
-
-
-def test_a_quick_run_of_a_real_page_leaves_a_report(scformer, tmp_path, monkeypatch):
-    (tmp_path / "scvi").mkdir()
-    (tmp_path / "scvi/__init__.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(notebooks.ROOT)]))
-    monkeypatch.setenv("PATH", str(notebooks.BIN))  # no Rscript
-    out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "methods=PCA,scVI", "-o", tmp_path / "out")
-    report = (tmp_path / "out/report.html").read_text()
-    assert "scFormer" in out and out.rstrip().endswith("report.html") and said == ""
-    assert "a quick look" in report and "pbmc68k_reduced: 700 cells, 765 genes, 10 cell types (cell_type)" in report
-    assert "scformer run clustering pbmc68k_reduced -p methods=PCA,scVI --quick" in report and "pip install" in report
-    assert report.count("<img") >= 3 and "<script" not in report and "src=\"http" not in report
-    names = {p.name for p in (tmp_path / "out/figures").iterdir()}
-    assert {"clustering_pbmc68k_reduced_umap.png", "clustering_pbmc68k_reduced_history.png"} <= names
-    assert set(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]) == {"PCA", "scFormer"}
+    said = CliRunner().invoke(cli.app, ["run", "clustering", str(cells), "-p", "label_key=fake"])
+    assert said.exit_code == 2 and "\x1b" not in said.stderr and said.stderr.count("\n") == 1
 
 
 # ---- the other commands
@@ -271,6 +123,81 @@ def test_files_and_folders_that_the_commands_refuse(model, scformer, cells, tmp_
     assert "it has no embeddings" in said("evaluate", cells)
     assert "--accelerator" in said("fit", cells, "-o", tmp_path / "run", "--accelerator", "mps")
     assert "is not a column" in said("fit", cells, "-o", tmp_path / "run2", "--batch-key", "plate")
+
+
+def test_two_runs_in_one_folder(cells, scformer, tmp_path):
+    code = "import sys\nfrom scformer_nb.io import lock_folder\nwith lock_folder(sys.argv[1]): print(flush=True); sys.stdin.read()"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        other.stdout.readline()
+        for command in (["fit", cells], ["run", "clustering", "pbmc68k_reduced", "--quick"]):
+            assert "another run is at work in" in scformer(*command, "-o", tmp_path / "run", code=2)[1]
+    finally:
+        other.communicate()
+
+
+@pytest.mark.parametrize("command", [["fit"], ["perturb", "fit"]])
+def test_resume_where_there_is_no_run_writes_nothing(command, cells, scformer, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/thesis.docx").touch()
+    for folder in ("thesis", "new"):
+        assert "holds no run to continue" in scformer(*command, cells, "-o", tmp_path / folder, "--resume", code=2)[1]
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.docx"] and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_a_full_disk_is_a_message_and_leaves_nothing(large, model, cells, tmp_path):
+    code = f"from scformer_nb import cli; cli.LARGE = {0 if large else cli.LARGE}; cli.app()"
+    words = ["embed", str(model), str(cells), "-o", str(tmp_path / "out.h5ad")]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+    assert (done.returncode, done.stdout) == (2, "") and "no space is left for it" in done.stderr
+    assert done.stderr.count("\n") == 1 and [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_two_embed_with_one_output(model, cells, tmp_path):
+    words = [sys.executable, "-c", "from scformer_nb import cli; cli.app()", "embed", model, cells, "-o", tmp_path / "out.h5ad"]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]) and "Traceback" not in "".join(said)
+    assert sum("is there already" in text for text in said) == sum(process.returncode == 2 for process in both)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cells.h5ad", "out.h5ad"]
+    assert "X_scformer" in load(tmp_path / "out.h5ad").obsm
+
+
+def test_planted_links_are_not_followed(model, cells, scformer, tmp_path):
+    victim, output = tmp_path / "victim", tmp_path / "out"
+    victim.write_text("precious")
+    output.mkdir()
+    for name in (".new.new.h5ad", "new.h5ad.new", ".new.h5ad.new"):
+        (output / name).symlink_to(victim)
+    scformer("embed", model, cells, "-o", output / "new.h5ad")
+    (output / "link.h5ad").symlink_to(tmp_path / "nowhere.h5ad")
+    assert "is there already" in scformer("embed", model, cells, "-o", output / "link.h5ad", code=2)[1]
+    assert victim.read_text() == "precious" and not (tmp_path / "nowhere.h5ad").exists()
+
+
+def test_embed_checks_before_it_works(model, cells, scformer, tmp_path, monkeypatch):
+    monkeypatch.setattr("scformer_nb.data.load", raised(AssertionError("work was done")))
+    for out, words in (("out.csv", "must end in .h5ad"), ("cells.h5ad", "is there already"), ("cells.h5ad/x.h5ad", "cannot write to")):
+        assert words in scformer("embed", model, cells, "-o", tmp_path / out, code=2)[1]
+
+
+def test_numbers_that_are_none_are_null(scformer, cells, monkeypatch):
+    adata = simulate(n_cells=60, n_genes=50)
+    adata.obsm["X_scformer"] = np.ones((60, 3))
+    adata.write_h5ad(cells)
+    monkeypatch.setattr("scformer_nb.evaluation.evaluate", lambda *args: {"NMI": 0.5, "ASW": float("nan")})
+    out = scformer("evaluate", cells, "--label-key", "cell_type", "--json")[0]
+    assert json.loads(out, parse_constant=lambda name: 1 / 0) == {"NMI": 0.5, "ASW": None}
+
+
+def test_the_label_key_of_two_species_may_come_either_way(scformer, monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "_run", lambda page, data, out, values, *rest: given.append(values))
+    scformer("compare-species", "a.h5ad", "b.h5ad", "--label-key", "kind")
+    scformer("compare-species", "a.h5ad", "b.h5ad", "-p", "label_key=kind")
+    assert given == [["label_key=kind"], ["label_key=kind"]]
 
 
 def test_the_paper_preset_and_json(model, scformer, cells, tmp_path):
