@@ -7,21 +7,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
-        alignment, baselines, binning, cli, cross_species, data, evaluation, heads, hub, io, mapping, model, model_files,
-        perturbation, report, runner, scformer, taxonomy, tokens, training, wasserstein,
+        alignment, baselines, binning, cli, cross_species, data, datasets, effects, experiment, gene_space,
+        heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation, perturbation_models,
+        plots, report, runner, saucie, scformer, screens, simulate, svd_init, taxonomy, tokens, training,
+        trees, wasserstein, writable,
     )
-    from .data import load
+    from .datasets import load
     from .scformer import ScFormer
 
 __version__ = "0.1.0"
 __all__ = [
-    "ScFormer", "alignment", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "hub", "io", "load",
-    "mapping", "model", "model_files", "perturbation", "report", "runner", "scformer", "taxonomy", "tokens", "training",
-    "wasserstein",
+    "ScFormer", "alignment", "baselines", "binning", "cli", "cross_species", "data", "datasets", "effects",
+    "experiment", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics", "model",
+    "model_files", "perturbation", "perturbation_models", "plots", "report", "runner", "saucie", "scformer",
+    "screens", "simulate", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 
-_SHORT = {"ScFormer": "scformer", "load": "data"}  # names of modules that can be had from the package itself
-_MOVED = {"api": ("scformer", "hub", "model_files")}  # old module -> where its names are now
+_SHORT = {"ScFormer": "scformer", "load": "datasets"}  # names of modules that can be had from the package itself
+_MOVED = {
+    "api": ("scformer", "hub", "model_files"), "evaluation": ("metrics", "plots", "ledger"),
+}  # old module -> where its names are now
 
 
 class _Moved(ModuleType):
@@ -43,7 +48,7 @@ for _old in _MOVED:  # so that `import scformer_nb.api` finds it, before anythin
 
 
 def __getattr__(name):
-    "`scf.data`, `scf.ScFormer` and the rest are imported at first use (PEP 562), so that `import scformer_nb` costs nothing."
+    "`scf.data`, `scf.ScFormer` and the rest are imported at first use (PEP 562): importing the package costs nothing."
     if name in _SHORT:
         return getattr(import_module(f"{__name__}.{_SHORT[name]}"), name)
     if name in __all__ or name in _MOVED:

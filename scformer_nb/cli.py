@@ -366,7 +366,8 @@ def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # m
     import scanpy as sc
 
     import scformer_nb as scf
-    from scformer_nb.evaluation import evaluate, plot_history, plot_umap
+    from scformer_nb.evaluation import evaluate
+    from scformer_nb.plots import plot_history, plot_umap
     adata = scf.data.load("pbmc68k_reduced")
     pca = sc.pp.pca(scf.data.preprocess(adata), copy=True).obsm["X_pca"]
     model = scf.ScFormer(adata).fit(max_epochs)

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .data import preprocess
-from .evaluation import knn_graph
+from .metrics import knn_graph
 from .model import Block
 
 # %% ../nbs/40_cross_species.ipynb #70945dfb

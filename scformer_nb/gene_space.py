@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from .binning import bin_values
 from .metrics import nearest
 from .plots import OKABE_ITO, umap
-from .training import gene_loadings
+from .svd_init import gene_loadings
 
 # %% ../nbs/15_gene_space.ipynb #74860305
 def find_markers(

@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from .scformer import ScFormer
 from .data import _check_key, check_adata
-from .evaluation import _check_embedding
+from .metrics import check_embedding
 
 # %% ../nbs/14_mapping.ipynb #e62a7161
 def nearest_cells(

@@ -30,29 +30,19 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .api import FORMAT, ScFormer, _read_model, _write_model
+from .model_files import FORMAT, read_facts, write_model
+from .scformer import ScFormer
 from .binning import bin_values
 from .effects import EffectModel, fit_effects
-from .evaluation import digest
+from .ledger import digest
 from .heads import GeneQuery, mlp
 from .io import hint, lock_folder, new_file, write_text
 from .model import Encoder
 from .perturbation_models import pair_cells
-from scformer_nb.screens import (
-    averaging_matrix,
-    canonical,
-    check_gene_sets,
-    class_of,
-    genes_of,
-    is_control,
-    list_names,
-    parse_condition,
-    prepare_screen,
-    profile,
-    split_perturbations,
-)
+from .screens import averaging_matrix, canonical, check_gene_sets, class_of, genes_of, is_control, list_names, parse_condition, prepare_screen, profile, split_perturbations
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, read_gmt
-from .training import _prepare_folder, gene_loadings
+from .training import _prepare_folder
+from .svd_init import gene_loadings
 
 # %% ../nbs/33_perturbation.ipynb #8d4213cb
 def pool_cells(

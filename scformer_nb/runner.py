@@ -221,7 +221,7 @@ def _check_gene_sets(adata, values: dict) -> None:
     if not (name := values.get("gene_sets")):
         return
     from scformer_nb.tokens import read_gmt
-    file = name if Path(name).is_file() else scformer_nb.data.fetch(name)
+    file = name if Path(name).is_file() else scformer_nb.datasets.fetch(name)
     members = {gene for genes in read_gmt(file).values() for gene in genes}
     if members.isdisjoint(adata.var_names):
         raise ValueError(f"gene_sets={name!r} names genes such as {min(members, default='none')}, the data has genes such as "
@@ -294,7 +294,7 @@ def _check_folder(folder: Path, page: str, data: dict) -> None:
 
 # %% ../nbs/51_runner.ipynb #9db816af
 _PRINT_USED = """import json
-from scformer_nb.evaluation import Ledger
+from scformer_nb.ledger import Ledger
 used = [line for x in list(globals().values()) if isinstance(x, Ledger) for line in x.used]
 print(json.dumps(used))"""
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from fastcore.basics import patch
 
 from .binning import bin_values
 from .data import check_adata, preprocess
+from .heads import today_name
 from .io import hint
 from .model_files import FORMAT, check_sizes, damaged, misfits, package_versions
 from .model_files import read_facts, read_recipe, read_weights, write_model
+from .svd_init import bias_init, svd_init
 from .tokens import CellTokens, Vocabulary, align_genes, make_batch
-from .training import DEFAULT, Network, Recipe, start_biases, warm_start
-from .training import fit as train
+from .training import DEFAULT, Recipe, ScFormerNetwork, ScFormerTask, train
 
 # %% ../nbs/08_scformer.ipynb #7320573b
 def tokenise(
@@ -64,13 +66,13 @@ def build_network(
     recipe: Recipe, # sizes and switches
     vocab: Vocabulary, # genes of the model
     settings: dict, # "seed", "n_bins" and "batches" of a model
-) -> Network: # untrained
+) -> ScFormerNetwork: # untrained
     "A network of random weights that depend on the seed alone."
     n_batches = max(1, len(settings["batches"]))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings["seed"])
-        return Network(recipe, n_genes=len(vocab.genes), n_specials=vocab.n_specials,
-                       n_bins=settings["n_bins"], n_batches=n_batches)
+        return ScFormerNetwork(recipe, n_genes=len(vocab.genes), n_specials=vocab.n_specials,
+                               n_bins=settings["n_bins"], n_batches=n_batches)
 
 # %% ../nbs/08_scformer.ipynb #da67130a
 class ScFormer:
@@ -102,9 +104,9 @@ class ScFormer:
         self.cells = tokenise(data.layers["counts"], self.vocab.genes, self.vocab, n_bins,
                               batch=codes, genes=recipe.genes)
         self.network = build_network(recipe, self.vocab, self.settings)
-        if recipe.warm_start:
-            warm_start(self.network, self.cells)
-        start_biases(self.network, self.cells, n_bins)
+        if recipe.svd_init:
+            svd_init(self.network.encoder, self.cells, recipe.svd_init)
+        bias_init(self.network.heads, self.cells)
 
     def __repr__(self):
         epochs = len(self.history)
@@ -128,11 +130,10 @@ def fit(self: ScFormer,
     if len(self.history) and not resume:
         raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue with resume=True")
     before = deepcopy(self.network.state_dict())
-    self.network.train() # cells may have been embedded since
     try:
-        self.history = train(
-            self.network, self.cells, max_epochs=max_epochs, seed=self.settings["seed"], run_dir=run_dir,
-            resume=resume, progress=progress, accelerator=accelerator, devices=devices)
+        task = ScFormerTask(self.network, self.cells, self.settings["seed"])
+        self.history = train(task, max_epochs, run_dir=run_dir, resume=resume, progress=progress,
+                             accelerator=accelerator, devices=devices)
     except BaseException:
         self.network.load_state_dict(before)
         raise
@@ -153,7 +154,7 @@ def length_chunks(
 # %% ../nbs/08_scformer.ipynb #104fd0be
 @torch.inference_mode()
 def embed_tokens(
-    network: Network, # weights; set to evaluation
+    network: ScFormerNetwork, # weights; set to evaluation
     cells: CellTokens, # cells to embed
     device: str = "cuda" if torch.cuda.is_available() else "cpu", # where to compute
 ) -> np.ndarray: # (cells, dim) of unit length
@@ -312,13 +313,13 @@ RANGES = {"n_bins": (2, 65536), "seed": (0, 2 ** 63 - 1)} # of settings
 def read_network(
     folder: Path, # a saved model
     facts: dict, # its `model.json`, which fits the schema
-) -> tuple[Network, Vocabulary]:
+) -> tuple[ScFormerNetwork, Vocabulary]:
     "Check sizes, compare with the weights' header, then build and fill. Raises ValueError."
     recipe, settings = read_recipe(folder, Recipe, facts["recipe"]), facts["settings"]
     for name, (least, most) in RANGES.items():
         if not least <= settings[name] <= most:
             raise damaged(folder, f"{name} is {settings[name]}, not from {least} to {most}")
-    widths = {name: n for name, n in asdict(recipe).items() if name in ("dim", "hidden", "d_ff")}
+    widths = {name: n for name, n in asdict(recipe).items() if name in ("dim", "d_ff")}
     widths |= {"genes": len(facts["genes"]), "n_batches": max(1, len(settings["batches"]))}
     check_sizes(folder, widths, {"n_blocks": recipe.n_blocks})
     try:
@@ -326,8 +327,8 @@ def read_network(
     except ValueError as e:
         raise damaged(folder, e) from e
     with torch.device("meta"):
-        expected = build_network(recipe, vocab, settings).state_dict()
-    weights = read_weights(folder, expected)
+        empty = build_network(recipe, vocab, settings)
+    weights = read_weights(folder, empty.state_dict(), partial(today_name, heads=empty.heads))
     network = build_network(recipe, vocab, settings)
     network.load_state_dict(weights)
     return network, vocab

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
 from .data import check_adata, load
-from .simulate_species_cells import simulate_species
+from .simulate import simulate_species
 from scformer_nb.trees import (
     Taxonomy,
     class_means,

@@ -28,7 +28,8 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 
 from .alignment import label_transfer, mean_over_types
-from .evaluation import OKABE_ITO, _check_embedding
+from .plots import OKABE_ITO
+from .metrics import check_embedding
 
 # %% ../nbs/42_wasserstein.ipynb #6b6c439b
 def transport(

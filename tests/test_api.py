@@ -941,7 +941,7 @@ def test_the_old_module_says_the_new_name():
     code = ("import warnings, sys; warnings.simplefilter('error'); import scformer_nb.api, scformer_nb\n"
             "assert 'torch' not in sys.modules\nwarnings.simplefilter('always')\n"
             "with warnings.catch_warnings(record=True) as seen:\n    from scformer_nb.api import ScFormer\n"
-            "assert ScFormer is scformer_nb.ScFormer and scformer_nb.api.ScFormer is ScFormer\n"
+            "assert ScFormer is scformer_nb.ScFormer and scformer_nb.scformer.ScFormer is ScFormer\n"
             "assert any(w.category is DeprecationWarning and 'scformer_nb.scformer' in str(w.message) and w.filename == '<string>'\n"
             "           for w in seen), [str(w) for w in seen]\n"
             "try: scformer_nb.api.nothing\nexcept AttributeError as e: assert 'scformer' in str(e)\nelse: raise SystemExit(1)\n"

@@ -16,7 +16,7 @@ from scformer_nb.cross_species import (
     shared_components,
     shared_genes,
 )
-from scformer_nb.data import simulate
+from scformer_nb.simulate import simulate
 
 TINY = replace(SPECIES_SMALL, dim=16, n_encoder=1, n_decoder=1, d_ff=16, batch_size=64)
 

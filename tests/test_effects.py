@@ -3,7 +3,7 @@ import numpy as np
 
 from scformer_nb.effects import fit_effects
 from scformer_nb.screens import pearson, prepare_screen, profile
-from scformer_nb.simulate_screen import simulate_perturbations
+from scformer_nb.simulate import simulate_perturbations
 
 
 def halves():

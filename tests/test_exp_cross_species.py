@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from test_pages import run
 
-from scformer_nb.simulate_species_cells import simulate_species
+from scformer_nb.simulate import simulate_species
 from scformer_nb.taxonomy import MOUSE_BRAIN, MOUSE_BRAIN_CELLS, PERIPHERY
 from scformer_nb.trees import read_tree
 

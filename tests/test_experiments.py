@@ -9,8 +9,8 @@ import scanpy as sc
 import scipy.sparse as sp
 from test_pages import defaults, run
 
-from scformer_nb.data import simulate
-from scformer_nb.evaluation import Ledger
+from scformer_nb.simulate import simulate
+from scformer_nb.ledger import Ledger
 
 PAGES = {page.stem.split("_", 2)[2]: page for page in notebooks.pages() if page.stem[:2] in ("10", "11", "12", "13")}
 
@@ -56,7 +56,7 @@ def test_without_labels_the_page_shows_what_needs_none(tmp_path):
 
 
 def test_integration_of_one_batch_says_so(tmp_path):
-    with pytest.raises(pm.PapermillExecutionError, match="integration needs two or more: name another batch_key, or run 10_exp_clustering"):
+    with pytest.raises(pm.PapermillExecutionError, match="integration needs two or more: name another batch_key, or run 20_exp_clustering"):
         run(PAGES["integration"], tmp_path, **own_keys(PAGES["integration"], tmp_path) | {"batch_key": "one"})
 
 

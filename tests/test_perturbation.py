@@ -15,7 +15,7 @@ from test_pages import run
 from scformer_nb.io import lock_folder
 from scformer_nb.perturbation import PERTURBATION_PAPER, PerturbationModel, PerturbationRecipe, PerturbationTask, unseen_cases
 from scformer_nb.screens import parse_condition, prepare_screen, split_perturbations, training_cells
-from scformer_nb.simulate_screen import simulate_perturbations
+from scformer_nb.simulate import simulate_perturbations
 
 SMALL = PerturbationRecipe(dim=16, d_ff=16, n_blocks=1, max_genes=16, batch_size=16)
 
@@ -72,7 +72,7 @@ def test_doubles_may_be_asked_for_by_other_signs(model):
 def test_gene_sets_of_another_species_stop_before_anything_is_fitted(adata, monkeypatch):
     def never(*a, **k):
         raise AssertionError("the linear model was fitted first")
-    monkeypatch.setattr("scformer_nb.perturbation.fit_effects", never)
+    monkeypatch.setattr("scformer_nb.effects.fit_effects", never)
     human = {name: [g.upper() for g in genes] for name, genes in adata.uns["truth"]["programs"].items()}
     with pytest.raises(ValueError, match="name 0 of 8 perturbed genes .8 when case is ignored: sets of another species"):
         PerturbationModel(adata, gene_sets=human, recipe=SMALL)

@@ -10,7 +10,7 @@ import torch
 
 from scformer_nb.perturbation_models import MODELS, gears, mlp_baseline, predict_with
 from scformer_nb.screens import prepare_screen, split_perturbations, training_cells
-from scformer_nb.simulate_screen import simulate_perturbations
+from scformer_nb.simulate import simulate_perturbations
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from scformer_nb import io, runner
-from scformer_nb.data import simulate
+from scformer_nb.simulate import simulate
 
 PARAMETERS = """dataset: str = "toy"  # a name, or an .h5ad
 label_key: str = "cell_type"  # column of obs; empty: no labels
@@ -33,7 +33,7 @@ out: str = "out"  # folder"""
 RUN = """import os
 import time
 from pathlib import Path
-from scformer_nb.evaluation import Ledger
+from scformer_nb.ledger import Ledger
 ledger, computed = Ledger(Path(out) / "toy.jsonl"), []
 ledger.get_or_run("toy", "half", "default", 0, {}, lambda: computed.append(1) or {"n": n / 2, "none": float("nan")})
 print("computed", len(computed))
@@ -125,7 +125,7 @@ def test_parameters_that_are_refused(given, message, run_toy, tmp_path):
 
 
 def test_old_names_of_pages_are_read():
-    assert runner.find_page("10_exp_clustering") == runner.find_page("clustering.ipynb") == runner.pages()["clustering"]
+    assert runner.find_page("20_exp_clustering") == runner.find_page("clustering.ipynb") == runner.pages()["clustering"]
 
 
 # ---- data and folders

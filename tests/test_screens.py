@@ -18,7 +18,7 @@ from scformer_nb.screens import (
     split_perturbations,
     training_cells,
 )
-from scformer_nb.simulate_screen import simulate_perturbations
+from scformer_nb.simulate import simulate_perturbations
 
 
 @pytest.fixture(scope="module")

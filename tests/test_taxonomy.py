@@ -8,7 +8,7 @@ import pytest
 from scipy.cluster.hierarchy import cut_tree
 from scipy.spatial.distance import squareform
 
-from scformer_nb.simulate_species_cells import simulate_species
+from scformer_nb.simulate import simulate_species
 from scformer_nb.taxonomy import MOUSE_BRAIN, affinity_correlation, level_accuracy, read_species, recovery_scores, thin
 from scformer_nb.trees import class_means, compare_trees, read_tree, taxonomy, tree_distance
 from scformer_nb.wasserstein import affinity

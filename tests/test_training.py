@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from scformer_nb import data, training
-from scformer_nb.api import ScFormer
+from scformer_nb.scformer import ScFormer
 from scformer_nb.heads import HEADS
 from scformer_nb.tokens import make_batch
 from scformer_nb.training import DEFAULT, PAPER, Recipe, ScFormerTask, TrainingTask, split_cells, train
@@ -482,8 +482,8 @@ import sys, warnings
 from contextlib import nullcontext
 from dataclasses import replace
 warnings.simplefilter("ignore")
-from scformer_nb.api import ScFormer
-from scformer_nb.data import simulate
+from scformer_nb.scformer import ScFormer
+from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
 if __name__ == "__main__":
