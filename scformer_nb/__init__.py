@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, binning, cli, cross_species, data, evaluation, heads, hub, io, mapping, model, model_files,
-        perturbation, report, runner, scformer, taxonomy, tokens, training, wasserstein,
+        perturbation, report, runner, scformer, svd_init, taxonomy, tokens, training, wasserstein,
     )
     from .data import load
     from .scformer import ScFormer
@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
 __version__ = "0.1.0"
 __all__ = [
     "ScFormer", "alignment", "baselines", "binning", "cli", "cross_species", "data", "evaluation", "heads", "hub", "io", "load",
-    "mapping", "model", "model_files", "perturbation", "report", "runner", "scformer", "taxonomy", "tokens", "training",
+    "mapping", "model", "model_files", "perturbation", "report", "runner", "scformer", "svd_init", "taxonomy", "tokens", "training",
     "wasserstein",
 ]
 

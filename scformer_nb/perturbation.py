@@ -45,7 +45,8 @@ from .evaluation import digest
 from .heads import GeneQuery, mlp
 from .model import Encoder
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, perturbation_tokens, read_gmt
-from .training import _prepare_folder, gene_loadings
+from .svd_init import gene_loadings
+from .training import check_run_folder
 
 # %% ../nbs/09_perturbation.ipynb #b2b2031b
 def parse_condition(
@@ -700,8 +701,8 @@ PAPER = PerturbationRecipe(start=False, head="genes", loss="ce", pool=1, values=
 class PerturbedEncoder(Encoder):
     "The encoder of eq. 5 and 6 with effects of perturbed genes in the input sum."
     def __init__(self, n_tokens: int, features: int, r: PerturbationRecipe, n_bins: int):
-        sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.hidden)
-        super().__init__(n_tokens, n_bins, external_sizes=(len(DIRECTIONS) + 1,), dsbn=False, **sizes)
+        sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, d_ff=r.hidden)
+        super().__init__(n_tokens=n_tokens, n_bins=n_bins, external_sizes=(len(DIRECTIONS) + 1,), dsbn=False, **sizes)
         self.effect = nn.Linear(features, r.dim, bias=False)
 
     def embed(self, b: PairBatch) -> torch.Tensor: # (cells, tokens, dim)
@@ -835,7 +836,7 @@ def _sizes_of(recipe: PerturbationRecipe, init: ScFormer | None) -> Perturbation
     "The recipe with the sizes of the model to start from, which reads bins"
     if init is None: return recipe
     r = init.recipe
-    return replace(recipe, dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.hidden, values="bins")
+    return replace(recipe, dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.d_ff, values="bins")
 
 # %% ../nbs/09_perturbation.ipynb #aaea8423
 @patch
@@ -1059,7 +1060,10 @@ def fit(self: PerturbationModel,
     if resume and not run_dir: raise ValueError("resume=True continues the run in `run_dir`, which is not given")
     if len(self.history) and not resume:
         raise ValueError(f"{self!r}; make a new PerturbationModel(adata), or continue a run with resume=True")
-    folder = _prepare_folder(run_dir, resume) if run_dir else None
+    folder = Path(run_dir) if run_dir else None
+    if folder:
+        check_run_folder(folder, resume)
+        folder.mkdir(parents=True, exist_ok=True)
     identity = self._identity() if folder else ""
     run = self._begin(folder / "last.ckpt" if resume and (folder / "last.ckpt").exists() else None, identity)
     r, s, items = self.recipe, self._settings, self._items()

@@ -24,12 +24,13 @@ from fastcore.basics import patch
 
 from .binning import bin_values
 from .data import check_adata, preprocess
+from .heads import upgrade_weights
 from .io import hint
 from .model_files import FORMAT, check_sizes, damaged, misfits, package_versions
 from .model_files import read_facts, read_recipe, read_weights, write_model
+from .svd_init import bias_init, svd_init
 from .tokens import CellTokens, Vocabulary, align_genes, make_batch
-from .training import DEFAULT, Network, Recipe, start_biases, warm_start
-from .training import fit as train
+from .training import DEFAULT, Recipe, ScFormerNetwork, ScFormerTask, train
 
 # %% ../nbs/08_scformer.ipynb #7320573b
 def tokenise(
@@ -56,7 +57,7 @@ def counts_layer(
     if layer != "X":
         return layer
     if "X" in getattr(adata, "layers", ()):
-        raise ValueError("layer='X' means adata.X, but adata.layers has an 'X' too; rename that one")
+        raise ValueError("layer='X' means adata.X, but adata.layers has an 'X' too; rename it")
     return None
 
 # %% ../nbs/08_scformer.ipynb #9a11fa92
@@ -64,13 +65,13 @@ def build_network(
     recipe: Recipe, # sizes and switches
     vocab: Vocabulary, # genes of the model
     settings: dict, # "seed", "n_bins" and "batches" of a model
-) -> Network: # untrained
+) -> ScFormerNetwork: # untrained
     "A network of random weights that depend on the seed alone."
     n_batches = max(1, len(settings["batches"]))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings["seed"])
-        return Network(recipe, n_genes=len(vocab.genes), n_specials=vocab.n_specials,
-                       n_bins=settings["n_bins"], n_batches=n_batches)
+        return ScFormerNetwork(recipe, n_genes=len(vocab.genes), n_specials=vocab.n_specials,
+                               n_bins=settings["n_bins"], n_batches=n_batches)
 
 # %% ../nbs/08_scformer.ipynb #da67130a
 class ScFormer:
@@ -102,9 +103,9 @@ class ScFormer:
         self.cells = tokenise(data.layers["counts"], self.vocab.genes, self.vocab, n_bins,
                               batch=codes, genes=recipe.genes)
         self.network = build_network(recipe, self.vocab, self.settings)
-        if recipe.warm_start:
-            warm_start(self.network, self.cells)
-        start_biases(self.network, self.cells, n_bins)
+        if recipe.svd_init:
+            svd_init(self.network.encoder, self.cells, recipe.svd_init)
+        bias_init(self.network.heads, self.cells)
 
     def __repr__(self):
         epochs = len(self.history)
@@ -128,11 +129,10 @@ def fit(self: ScFormer,
     if len(self.history) and not resume:
         raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue with resume=True")
     before = deepcopy(self.network.state_dict())
-    self.network.train() # cells may have been embedded since
+    task = ScFormerTask(self.network, self.cells, self.settings["seed"])
     try:
-        self.history = train(
-            self.network, self.cells, max_epochs=max_epochs, seed=self.settings["seed"], run_dir=run_dir,
-            resume=resume, progress=progress, accelerator=accelerator, devices=devices)
+        self.history = train(task, max_epochs, run_dir=run_dir, resume=resume, progress=progress,
+                             accelerator=accelerator, devices=devices)
     except BaseException:
         self.network.load_state_dict(before)
         raise
@@ -153,7 +153,7 @@ def length_chunks(
 # %% ../nbs/08_scformer.ipynb #104fd0be
 @torch.inference_mode()
 def embed_tokens(
-    network: Network, # weights; set to evaluation
+    network: ScFormerNetwork, # weights; set to evaluation
     cells: CellTokens, # cells to embed
     device: str = "cuda" if torch.cuda.is_available() else "cpu", # where to compute
 ) -> np.ndarray: # (cells, dim) of unit length
@@ -165,8 +165,8 @@ def embed_tokens(
         Z[rows] = torch.nn.functional.normalize(h_c, dim=-1).cpu()
     if bad := int((~np.isfinite(Z).all(1)).sum()):
         raise ValueError(
-            f"{bad:,} of {len(Z):,} cells get NaN instead of an embedding: the model's weights are too "
-            "large; copy the model again, or train it again with a lower lr")
+            f"{bad:,} of {len(Z):,} cells get NaN instead of an embedding: the model's weights are "
+            "too large; copy the model again, or train it again with a lower lr")
     return Z
 
 # %% ../nbs/08_scformer.ipynb #08ce6785
@@ -236,18 +236,18 @@ def layer_to_embed(
         layers = ", ".join(map(repr, adata.layers)) or "none"
         way_out = hint("pass layer='X' for X", "say --layer X for X")
         raise ValueError(
-            f"the model was trained on layer {trained_on!r}, which these cells do not have (layers: "
-            f"{layers}); say where their raw counts are: {way_out}, or the name of a layer")
+            f"the model was trained on layer {trained_on!r}, which these cells do not have "
+            f"(layers: {layers}); say where their raw counts are: {way_out}, or a layer's name")
     return trained_on
 
 # %% ../nbs/08_scformer.ipynb #8f1b253d
 @patch
 def embed_cells(self: ScFormer,
     adata: ad.AnnData, # cells with raw counts, in memory or backed; the genes may differ
-    unseen_batch: str = "error", # what to do with new batches: "error", or "mean" for the average batch
+    unseen_batch: str = "error", # for new batches: "error", or "mean" for the average batch
     layer: str | None = None, # layer with raw counts; "X": X; None: as in training
 ) -> np.ndarray: # (cells, dim) float32 of unit length
-    "Embed cells, those of training or new ones. Raises ValueError when half of the genes are missing."
+    "Embed cells, those of training or new ones. Raises ValueError for too few known genes."
     if unseen_batch not in ("error", "mean"):
         raise ValueError(f"unseen_batch must be 'error' or 'mean', not {unseen_batch!r}")
     if not isinstance(adata, ad.AnnData):
@@ -312,22 +312,21 @@ RANGES = {"n_bins": (2, 65536), "seed": (0, 2 ** 63 - 1)} # of settings
 def read_network(
     folder: Path, # a saved model
     facts: dict, # its `model.json`, which fits the schema
-) -> tuple[Network, Vocabulary]:
+) -> tuple[ScFormerNetwork, Vocabulary]:
     "Check sizes, compare with the weights' header, then build and fill. Raises ValueError."
     recipe, settings = read_recipe(folder, Recipe, facts["recipe"]), facts["settings"]
     for name, (least, most) in RANGES.items():
         if not least <= settings[name] <= most:
             raise damaged(folder, f"{name} is {settings[name]}, not from {least} to {most}")
-    widths = {name: n for name, n in asdict(recipe).items() if name in ("dim", "hidden", "d_ff")}
-    widths |= {"genes": len(facts["genes"]), "n_batches": max(1, len(settings["batches"]))}
+    widths = {"dim": recipe.dim, "d_ff": recipe.d_ff, "genes": len(facts["genes"])}
     check_sizes(folder, widths, {"n_blocks": recipe.n_blocks})
     try:
         vocab = Vocabulary(facts["genes"], facts["specials"])
     except ValueError as e:
         raise damaged(folder, e) from e
     with torch.device("meta"):
-        expected = build_network(recipe, vocab, settings).state_dict()
-    weights = read_weights(folder, expected)
+        twin = build_network(recipe, vocab, settings)
+    weights = read_weights(folder, twin.state_dict(), lambda names: upgrade_weights(names, twin))
     network = build_network(recipe, vocab, settings)
     network.load_state_dict(weights)
     return network, vocab
@@ -337,7 +336,7 @@ def read_network(
 def load(cls: ScFormer,
     folder: str | Path, # where `save` wrote
 ) -> "ScFormer": # without training data
-    "Read a saved model. Raises FileNotFoundError, and ValueError when it is damaged or of another kind."
+    "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
     folder = Path(folder)
     facts = read_facts(folder, SCHEMA)
     model = cls.__new__(cls)
@@ -353,7 +352,7 @@ def check_names_free(
 ) -> None:
     "Raises ValueError when one of the names that `annotate` writes holds something else."
     embedding = adata.obsm.get("X_scformer", np.zeros((1, 1)))
-    is_array = isinstance(embedding, np.ndarray) and embedding.ndim == 2 and embedding.dtype.kind == "f"
+    is_array = isinstance(embedding, np.ndarray) and embedding.dtype.kind == "f"
     is_ours = {"obsm['X_scformer']": is_array,
                "uns['scformer']": isinstance(adata.uns.get("scformer", {}), dict)}
     for name, ours in is_ours.items():
