@@ -120,6 +120,6 @@ def from_hub(
     repo_id: str, # "owner/name" on the hub
     revision: str | None = None, # branch, tag or commit; a commit never changes
 ) -> ScFormer:
-    "Download and load a model; its files hold no code. Raises ValueError like `load`, and ImportError."
+    "Download and load a model; no code in it is run. Raises ValueError like `load`, ImportError."
     files = [FACTS_FILE, WEIGHTS_FILE]
     return ScFormer.load(_hub().snapshot_download(repo_id, revision=revision, allow_patterns=files))

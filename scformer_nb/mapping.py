@@ -185,7 +185,7 @@ def transform(self: Reference,
     unseen_batch: str = "error", # see `ScFormer.embed_cells`
     layer: str | None = None, # see `ScFormer.embed_cells`
 ) -> pd.DataFrame: # (query cells) see `transfer`
-    "Write `scformer_label`, `scformer_confidence` and `obsm['X_scformer']`. Raises ValueError without a model."
+    "Write `scformer_label`, `scformer_confidence` and `X_scformer`. Raises ValueError without a model."
     if self.model is None:
         raise ValueError("this reference was made from an embedding; use transfer, "
                          "or make it with build_reference")

@@ -162,7 +162,7 @@ def read_facts(
     schema: dict | None = None, # see `misfits`; None: anything goes
     kind: str | None = None, # None for cells, "perturbation"
 ) -> dict: # what `write_model` was given
-    "Read `model.json`. Raises FileNotFoundError, and ValueError when it is damaged or of another kind."
+    "Read `model.json`. Raises FileNotFoundError, and ValueError for a damaged or another one."
     folder = Path(folder)
     facts, digest = _read_json(folder)
     _check_format(folder, facts)
@@ -209,7 +209,8 @@ def read_recipe(
 ) -> R:
     "Make a recipe of what was saved. Raises ValueError for values that it cannot have."
     schema = field_types(kind)
-    wrong = next(misfits(saved, {name: (*types, ...) for name, types in schema.items()}, "recipe"), None)
+    optional = {name: (*types, ...) for name, types in schema.items()}
+    wrong = next(misfits(saved, optional, "recipe"), None)
     if not wrong:
         try:
             recipe = kind.from_dict(saved) if hasattr(kind, "from_dict") else kind(**saved)
@@ -244,7 +245,7 @@ TYPES = {torch.float32: FLOATS, torch.int64: ("I64",), torch.bool: ("BOOL",)} # 
 def _mismatch(
     file: safetensors.safe_open, # weights
     expected: dict[str, torch.Tensor], # of the network; may lie on the meta device
-    names: dict[str, str], # today's name -> name in the file
+    names: dict[str, str], # in the network: in the file
 ) -> str | None: # e.g. "weight is 2 x 3 of F32, not 2 x 4"
     "The first tensor that the network does not have, or has otherwise."
     if odd := sorted(expected.keys() ^ names.keys()):
@@ -262,20 +263,21 @@ def _mismatch(
 def read_weights(
     folder: str | Path, # a saved model
     expected: dict[str, torch.Tensor] | None = None, # names, shapes and types; None: anything goes
-    rename: Callable[[str], str | None] = str, # name in an older file -> today's; None: not used any more
+    rename: Callable[[dict], dict] | None = None, # from keys of an older version to today's
 ) -> dict[str, torch.Tensor]: # tensors by name
     "Read the weights. Raises ValueError when they do not fit `expected` or are not finite."
     folder = Path(folder)
     with _open_weights(folder) as file:
-        names = {today: old for old in file.keys() if (today := rename(old))}
+        names = {name: name for name in file.keys()}
+        names = rename(names) if rename else names
         if expected and (wrong := _mismatch(file, expected, names)):
             raise ValueError(f"the two files in {folder} do not belong together: {wrong}; "
                              "copy or save it again")
-        weights = {today: file.get_tensor(old) for today, old in names.items()}
+        weights = {name: file.get_tensor(old) for name, old in names.items()}
     if expected:
         weights = {name: w.to(expected[name].dtype) for name, w in weights.items()}
     if bad := [name for name, w in weights.items() if not w.isfinite().all()]:
         raise ValueError(
-            f"{len(bad)} of {len(weights)} tensors in {folder} have NaN or infinite values ({bad[0]}); "
-            "copy or train it again")
+            f"{len(bad)} of {len(weights)} tensors in {folder} have NaN or infinite values "
+            f"({bad[0]}); copy or train it again")
     return weights

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from fastcore.basics import patch
 
 from .binning import bin_values
 from .data import check_adata, preprocess
-from .heads import today_name
+from .heads import upgrade_weights
 from .io import hint
 from .model_files import FORMAT, check_sizes, damaged, misfits, package_versions
 from .model_files import read_facts, read_recipe, read_weights, write_model
@@ -58,7 +57,7 @@ def counts_layer(
     if layer != "X":
         return layer
     if "X" in getattr(adata, "layers", ()):
-        raise ValueError("layer='X' means adata.X, but adata.layers has an 'X' too; rename that one")
+        raise ValueError("layer='X' means adata.X, but adata.layers has an 'X' too; rename it")
     return None
 
 # %% ../nbs/08_scformer.ipynb #9a11fa92
@@ -130,8 +129,8 @@ def fit(self: ScFormer,
     if len(self.history) and not resume:
         raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue with resume=True")
     before = deepcopy(self.network.state_dict())
+    task = ScFormerTask(self.network, self.cells, self.settings["seed"])
     try:
-        task = ScFormerTask(self.network, self.cells, self.settings["seed"])
         self.history = train(task, max_epochs, run_dir=run_dir, resume=resume, progress=progress,
                              accelerator=accelerator, devices=devices)
     except BaseException:
@@ -166,8 +165,8 @@ def embed_tokens(
         Z[rows] = torch.nn.functional.normalize(h_c, dim=-1).cpu()
     if bad := int((~np.isfinite(Z).all(1)).sum()):
         raise ValueError(
-            f"{bad:,} of {len(Z):,} cells get NaN instead of an embedding: the model's weights are too "
-            "large; copy the model again, or train it again with a lower lr")
+            f"{bad:,} of {len(Z):,} cells get NaN instead of an embedding: the model's weights are "
+            "too large; copy the model again, or train it again with a lower lr")
     return Z
 
 # %% ../nbs/08_scformer.ipynb #08ce6785
@@ -237,18 +236,18 @@ def layer_to_embed(
         layers = ", ".join(map(repr, adata.layers)) or "none"
         way_out = hint("pass layer='X' for X", "say --layer X for X")
         raise ValueError(
-            f"the model was trained on layer {trained_on!r}, which these cells do not have (layers: "
-            f"{layers}); say where their raw counts are: {way_out}, or the name of a layer")
+            f"the model was trained on layer {trained_on!r}, which these cells do not have "
+            f"(layers: {layers}); say where their raw counts are: {way_out}, or a layer's name")
     return trained_on
 
 # %% ../nbs/08_scformer.ipynb #8f1b253d
 @patch
 def embed_cells(self: ScFormer,
     adata: ad.AnnData, # cells with raw counts, in memory or backed; the genes may differ
-    unseen_batch: str = "error", # what to do with new batches: "error", or "mean" for the average batch
+    unseen_batch: str = "error", # for new batches: "error", or "mean" for the average batch
     layer: str | None = None, # layer with raw counts; "X": X; None: as in training
 ) -> np.ndarray: # (cells, dim) float32 of unit length
-    "Embed cells, those of training or new ones. Raises ValueError when half of the genes are missing."
+    "Embed cells, those of training or new ones. Raises ValueError for too few known genes."
     if unseen_batch not in ("error", "mean"):
         raise ValueError(f"unseen_batch must be 'error' or 'mean', not {unseen_batch!r}")
     if not isinstance(adata, ad.AnnData):
@@ -319,16 +318,15 @@ def read_network(
     for name, (least, most) in RANGES.items():
         if not least <= settings[name] <= most:
             raise damaged(folder, f"{name} is {settings[name]}, not from {least} to {most}")
-    widths = {name: n for name, n in asdict(recipe).items() if name in ("dim", "d_ff")}
-    widths |= {"genes": len(facts["genes"]), "n_batches": max(1, len(settings["batches"]))}
+    widths = {"dim": recipe.dim, "d_ff": recipe.d_ff, "genes": len(facts["genes"])}
     check_sizes(folder, widths, {"n_blocks": recipe.n_blocks})
     try:
         vocab = Vocabulary(facts["genes"], facts["specials"])
     except ValueError as e:
         raise damaged(folder, e) from e
     with torch.device("meta"):
-        empty = build_network(recipe, vocab, settings)
-    weights = read_weights(folder, empty.state_dict(), partial(today_name, heads=empty.heads))
+        twin = build_network(recipe, vocab, settings)
+    weights = read_weights(folder, twin.state_dict(), lambda names: upgrade_weights(names, twin))
     network = build_network(recipe, vocab, settings)
     network.load_state_dict(weights)
     return network, vocab
@@ -338,7 +336,7 @@ def read_network(
 def load(cls: ScFormer,
     folder: str | Path, # where `save` wrote
 ) -> "ScFormer": # without training data
-    "Read a saved model. Raises FileNotFoundError, and ValueError when it is damaged or of another kind."
+    "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
     folder = Path(folder)
     facts = read_facts(folder, SCHEMA)
     model = cls.__new__(cls)
@@ -354,7 +352,7 @@ def check_names_free(
 ) -> None:
     "Raises ValueError when one of the names that `annotate` writes holds something else."
     embedding = adata.obsm.get("X_scformer", np.zeros((1, 1)))
-    is_array = isinstance(embedding, np.ndarray) and embedding.ndim == 2 and embedding.dtype.kind == "f"
+    is_array = isinstance(embedding, np.ndarray) and embedding.dtype.kind == "f"
     is_ours = {"obsm['X_scformer']": is_array,
                "uns['scformer']": isinstance(adata.uns.get("scformer", {}), dict)}
     for name, ours in is_ours.items():

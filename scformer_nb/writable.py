@@ -61,6 +61,7 @@ def check_writable(
     "Raises ValueError that names table, column and way out when a part of adata cannot be written."
     for name, value in written_parts(adata):
         if why := why_unwritable(value):
-            is_mixed = "non-string" in why and not name.startswith("uns")
-            text = f"make it text in Python (adata.{name} = adata.{name}.astype(str)) or" if is_mixed else "rename or"
-            raise ValueError(f"adata.{name} cannot be written to an .h5ad ({why}); {text} remove it first")
+            way_out = f"rename or remove adata.{name} first"
+            if "non-string" in why and not name.startswith("uns"):
+                way_out = f"make it text first, in Python: adata.{name} = adata.{name}.astype(str)"
+            raise ValueError(f"adata.{name} cannot be written to an .h5ad ({why}); {way_out}")

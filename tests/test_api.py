@@ -851,9 +851,9 @@ def test_training_does_not_depend_on_what_was_called_before(recipe, tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_a_fit_that_fails_leaves_the_model_as_it_was(error, monkeypatch):
-    def stop(network, *args, **how):
+    def stop(task, *args, **how):
         with torch.no_grad():
-            next(network.parameters()).add_(1)
+            next(task.network.parameters()).add_(1)
         raise error
     made = model()
     with monkeypatch.context() as patch, pytest.raises(error):

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from scformer_nb import data, training
-from scformer_nb.scformer import ScFormer
 from scformer_nb.heads import HEADS
+from scformer_nb.scformer import ScFormer
 from scformer_nb.tokens import make_batch
 from scformer_nb.training import DEFAULT, PAPER, Recipe, ScFormerTask, TrainingTask, split_cells, train
 
@@ -482,8 +482,7 @@ import sys, warnings
 from contextlib import nullcontext
 from dataclasses import replace
 warnings.simplefilter("ignore")
-from scformer_nb.scformer import ScFormer
-from scformer_nb.simulate import simulate
+from scformer_nb.data import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
 if __name__ == "__main__":
@@ -497,7 +496,7 @@ if __name__ == "__main__":
 """
 
 
-LAUNCHERS = {"by itself": [], "by torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]}
+LAUNCHERS = {"by itself": [], "by torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable]}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
