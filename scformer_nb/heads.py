@@ -31,7 +31,7 @@ class HeadSizes:
 
     @property
     def decoder_dim(self) -> int:
-        "Size of what decoders read: an embedding, with that of the batch beside it where there are batches"
+        "Size of what decoders read: an embedding and, where there are batches, that of the batch"
         return self.dim * (2 if self.batch_input and self.n_batches > 1 else 1)
 
 # %% ../nbs/05_heads.ipynb #abfa7277
@@ -39,8 +39,8 @@ class HeadSizes:
 class HeadInput:
     "What heads may look at in one mini-batch."
     genes: torch.Tensor # (genes, dim) vectors of all genes, emb_g
-    tokens: torch.Tensor # (cells, tokens, decoder_dim) `h`, with the embedding of the batch beside it
-    cell: torch.Tensor # (cells, decoder_dim) `h_c`, with the embedding of the batch beside it
+    tokens: torch.Tensor # (cells, tokens, decoder_dim) `h` beside the embedding of the batch
+    cell: torch.Tensor # (cells, decoder_dim) `h_c` beside the embedding of the batch
     h_c: torch.Tensor # (cells, dim) cell embedding alone
     b: TokenBatch # the mini-batch: targets, masks, batch codes
 
@@ -83,7 +83,8 @@ class MaskedGenes(Head, name="mgm"):
     def __init__(self, sizes: HeadSizes):
         super().__init__()
         self.n_bins, self.loss = sizes.n_bins, sizes.loss
-        self.decode = mlp(sizes.decoder_dim, sizes.decoder_dim, 1 if sizes.loss == "mse" else sizes.n_bins)
+        n_out = 1 if self.loss == "mse" else self.n_bins
+        self.decode = mlp(sizes.decoder_dim, sizes.decoder_dim, n_out)
 
     def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
         masked = x.b.masked
@@ -180,7 +181,9 @@ def expressed_loss(
     bins: torch.Tensor, # (genes asked,) bins, zero where not expressed
 ) -> torch.Tensor: # scalar
     "Bernoulli negative log-likelihood of a gene being expressed."
-    return F.binary_cross_entropy_with_logits(logits, (bins > 0).float()) if len(bins) else logits.sum()
+    if not len(bins):
+        return logits.sum()
+    return F.binary_cross_entropy_with_logits(logits, (bins > 0).float())
 
 # %% ../nbs/05_heads.ipynb #c276247b
 class Expressed(GeneQuery, Head, name="zero"):
@@ -226,7 +229,8 @@ class Heads(nn.Module):
         if unknown := sorted(set(weights) - set(HEADS)):
             raise ValueError(f"unknown heads {', '.join(unknown)}; known are {', '.join(HEADS)}")
         self.sizes = sizes
-        self.batch = nn.Embedding(sizes.n_batches, sizes.dim) if sizes.decoder_dim > sizes.dim else None
+        with_batch = sizes.decoder_dim > sizes.dim
+        self.batch = nn.Embedding(sizes.n_batches, sizes.dim) if with_batch else None
         for name, head in HEADS.items():
             drawn = head(sizes)
             if weights.get(name) and sizes.n_batches >= head.min_batches:
@@ -247,8 +251,8 @@ class Heads(nn.Module):
         seen = HeadInput(genes, tokens, cell, h_c, b)
         return {name: self.get_submodule(name)(seen) for name in self.weights}
 
-    def beside_batch(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor: # (cells, ..., decoder_dim)
-        "Vectors (cells, ..., dim) with the embedding of each cell's batch beside them"
+    def beside_batch(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        "(cells, ..., decoder_dim): vectors with the embedding of each cell's batch beside them"
         if self.batch is None:
             return x
         known = self.batch(batch).view(len(x), *[1] * (x.ndim - 2), -1)

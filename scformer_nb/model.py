@@ -51,7 +51,7 @@ class DomainBatchNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(n_batches, dim))
         self.register_buffer("var", torch.ones(n_batches, dim))
 
-    def _statistics(self, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]: # (dim,), (dim,)
+    def _statistics(self, x: torch.Tensor, k: int): # mean (dim,), variance (dim,)
         "Mean and variance of one batch: of this mini-batch in training, the running ones otherwise"
         if k < 0:
             return self.mean.mean(0), self.var.mean(0)
@@ -76,14 +76,14 @@ class DomainBatchNorm(nn.Module):
             return x
         return x * self._of_rows(self.scale, batch) + self._of_rows(self.shift, batch)
 
-    def _of_rows(self, weights: torch.Tensor, batch: torch.Tensor) -> torch.Tensor: # (cells, 1, dim)
-        "Weights of the batch of each cell, the average for a batch not seen in training"
+    def _of_rows(self, weights: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        "(cells, 1, dim): weights of each cell's batch, the average for an unseen one"
         known = (batch >= 0).unsqueeze(1)
         return torch.where(known, weights[batch.clamp(min=0)], weights.mean(0)).unsqueeze(1)
 
 # %% ../nbs/04_model.ipynb #5a10be36
 class Block(nn.Module):
-    "Pre-norm transformer block over gene tokens (eq. 6); only the first `n_keys` tokens are attended to."
+    "Pre-norm transformer block (eq. 6); only the first `n_keys` tokens are attended to."
     def __init__(self,
         dim: int, # size of the embedding
         n_heads: int, # attention heads
@@ -98,11 +98,13 @@ class Block(nn.Module):
 
     def forward(self,
         x: torch.Tensor, # (cells, tokens, dim)
-        keys: torch.Tensor | None, # (cells, 1, 1, n_keys) bool, which keys may be attended to; None: all
+        keys: torch.Tensor | None, # (cells, 1, 1, n_keys) bool, keys to attend to; None: all
         n_keys: int, # keys are the first tokens
     ) -> torch.Tensor: # (cells, tokens, dim)
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k[:, :, :n_keys], v[:, :, :n_keys], attn_mask=keys)
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.n_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        k, v = k[:, :, :n_keys], v[:, :, :n_keys]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         x = x + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
@@ -142,8 +144,10 @@ class Encoder(nn.Module):
             x = x + table(b.external[..., i])
         return self.dsbn(x, b.batch, b.genes != 0) if self.dsbn else x
 
-    def forward(self, b: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]: # (cells, tokens, dim), (cells, dim)
-        "`h` and `h_c`: input embedding, blocks, the output at `<cls>` (eq. 5, eq. 6, section 3.3)"
+    def forward(self,
+        b: TokenBatch, # the mini-batch
+    ) -> tuple[torch.Tensor, torch.Tensor]: # h (cells, tokens, dim), h_c (cells, dim)
+        "Input embedding, blocks, the output at `<cls>` (eq. 5, eq. 6, section 3.3)"
         n_keys = b.genes.shape[1] if self.attend_masked else b.n_visible
         seen = b.genes[:, :n_keys] != 0
         keys = None if seen.all() else seen[:, None, None]

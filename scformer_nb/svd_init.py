@@ -19,8 +19,8 @@ from .tokens import CellTokens
 def moments_within(
     X: sp.csr_matrix, # (cells, genes)
     batch: np.ndarray, # (cells,) batch codes
-) -> tuple[sp.csr_matrix, sp.csr_matrix, np.ndarray]: # (batches, cells) membership; (batches, genes) means; (genes,) squares
-    "Means of each gene in each batch, and the sum of squared deviations from them."
+) -> tuple[sp.csr_matrix, sp.csr_matrix, np.ndarray]: # (batches, cells), (batches, genes), (genes,)
+    "Membership, means of each gene in each batch, and sums of squared deviations from them."
     member = sp.csr_matrix((np.ones(len(batch)), (batch, range(len(batch)))))
     size = member.sum(1).A1
     mean = sp.diags(1 / np.maximum(size, 1)) @ (member @ X)
@@ -28,7 +28,7 @@ def moments_within(
 
 # %% ../nbs/06_svd_init.ipynb #d848c4cb
 class CentredBins(LinearOperator):
-    "Bins centred within batches, scaled by their spread there. Raises ValueError if nothing varies."
+    "Bins centred within batches, scaled by the spread there. Raises ValueError if nothing varies."
     def __init__(self,
         bins: sp.csr_matrix, # (cells, genes) integers of eq. 2
         batch: np.ndarray, # (cells,) batch codes
@@ -42,7 +42,7 @@ class CentredBins(LinearOperator):
             self.batch = np.zeros(n_cells, int)
             self.member, self.mean, square = moments_within(self.X, self.batch)
         if square.sum() <= least:
-            raise ValueError(f"no gene differs between the {n_cells} cells; there is nothing to learn from")
+            raise ValueError(f"no gene differs between the {n_cells} cells: nothing can be learned")
         self.sd = np.sqrt(np.maximum(square, 0) / n_cells) + 1e-3 * max(self.X.max(), 1)
 
     def _matvec(self, v: np.ndarray) -> np.ndarray: # (cells,)
@@ -59,8 +59,8 @@ class CentredBins(LinearOperator):
 def truncated_svd(
     A: CentredBins, # (cells, genes)
     n: int, # components
-) -> tuple[np.ndarray, np.ndarray]: # (n,) singular values, largest first; (n, genes) right singular vectors
-    "The largest components. Raises ValueError where the decomposition fails and the matrix is large."
+) -> tuple[np.ndarray, np.ndarray]: # (n,) singular values, largest first; (n, genes) vectors
+    "The largest components. Raises ValueError where the SVD of a large matrix fails."
     try:
         if min(A.shape) > 2 * n:
             start = np.random.default_rng(0).standard_normal(min(A.shape))
@@ -69,7 +69,8 @@ def truncated_svd(
     except (ArpackError, np.linalg.LinAlgError) as error:
         if A.shape[0] * A.shape[1] > 3e7:
             shape = " x ".join(map(str, A.shape))
-            raise ValueError(f"the SVD of the {shape} bins failed ({error}); use svd_init=0") from None
+            message = f"the SVD of the {shape} bins failed ({error}); use svd_init=0"
+            raise ValueError(message) from None
     s, v = np.linalg.svd(A.toarray(), full_matrices=False)[1:]
     return s[:n], v[:n]
 
@@ -78,7 +79,7 @@ def gene_loadings(
     bins: sp.csr_matrix, # (cells, genes) integers of eq. 2
     batch: np.ndarray, # (cells,) batch codes
     n_components: int, # components at most; fewer where the data has fewer
-) -> np.ndarray: # (genes, n) loadings times singular values, of unit standard deviation over all entries
+) -> np.ndarray: # (genes, n) loadings times singular values; all entries have unit sd
     "Gene loadings of the centred bins by truncated SVD. Raises ValueError if nothing varies."
     s, v = truncated_svd(CentredBins(bins, batch), n_components)
     n = int((s > 1e-6 * s[0]).sum())
@@ -95,7 +96,8 @@ def svd_init(
 ) -> None:
     "Start the gene table at the loadings of the data. Raises ValueError if nothing varies."
     table = encoder.gene.weight[cells.vocab.n_specials:]
-    E = torch.from_numpy(gene_loadings(cells.bins, cells.batch, min(n_components, table.shape[1]))).float()
+    n = min(n_components, table.shape[1])
+    E = torch.from_numpy(gene_loadings(cells.bins, cells.batch, n)).float()
     n = E.shape[1]
     table[:, n:] *= 0.3
     table[:, :n] = E.to(table)
@@ -106,7 +108,7 @@ def bias_init(
     heads: Heads, # changed in place
     cells: CellTokens, # the training data
 ) -> None:
-    "Start each gene's biases at its averages: bin where expressed, share of cells expressing it, share of counts."
+    "Start biases at each gene's averages: bin where expressed, share of cells, share of counts."
     bins, expressed, counts = (
         torch.from_numpy(np.asarray(M.mean(0), np.float32).ravel())
         for M in (cells.bins.astype(np.float32), cells.bins > 0, cells.counts)
