@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['draw_counts', 'simulate']
 
-# %% ../nbs/A2_simulate.ipynb #df2adb09
+# %% ../nbs/A2_simulate.ipynb #42d879f4
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -34,7 +34,7 @@ def simulate(
     boost: float = 8.0,  # a marker's rate in its own type
     batch_sd: float = 0.4,  # sd of the log factor per gene and batch
 ) -> AnnData:  # CSR counts, obs cell_type and batch, var marker_of, uns["truth"]
-    "Negative binomial counts with cell types, batches and marker genes; truth: rate, batch_factor, library_size."
+    "Negative binomial counts with cell types, batches and marker genes."
     rng = np.random.default_rng(seed)
     types = rng.integers(n_types, size=n_cells)
     batches = rng.integers(n_batches, size=n_cells)
