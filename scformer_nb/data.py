@@ -8,7 +8,7 @@ __all__ = ['UNDO_LOG', 'GENE_TYPES', 'OTHER_TYPES', 'to_csr', 'impossible_values
            'check_adata', 'check_counts', 'looks_like_ensembl', 'join_small_batches', 'rank_by_dispersion',
            'select_hvg', 'library_size', 'preprocess']
 
-# %% ../nbs/01_data.ipynb #293af5ce
+# %% ../nbs/01_data.ipynb #b84230e0
 import re
 import warnings
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from anndata.utils import make_index_unique
 from .datasets import check_sparse
 from .io import hint, moved, nearest_name
 
-# %% ../nbs/01_data.ipynb #578d7485
+# %% ../nbs/01_data.ipynb #64da0371
 def to_csr(
     M,  # (cells, genes) dense or sparse, in memory or on disk
     where: str = "X",  # its name in messages
@@ -59,7 +59,7 @@ def impossible_values(
             return f"{bad.sum():,} of {values.size:,} stored values are {kind}"
     return None if values.size else "it holds zeros only"
 
-# %% ../nbs/01_data.ipynb #e148a552
+# %% ../nbs/01_data.ipynb #c4b73c10
 UNDO_LOG = (np.expm1, lambda x: np.exp2(x) - 1, lambda x: 10**x - 1)
 
 
@@ -79,7 +79,7 @@ def looks_logged(
             return True
     return off.mean() > 0.5 and (values == np.rint(values)).mean() < 0.05
 
-# %% ../nbs/01_data.ipynb #557fe4b9
+# %% ../nbs/01_data.ipynb #16400dce
 def inspect_cells(
     X: sp.csr_matrix,  # (cells, genes)
     batch: pd.Series,  # (cells,) batch of each cell
@@ -104,7 +104,7 @@ def inspect_cells(
             cells.loc[group.index[same], "kind"] = "normalised"
     return cells
 
-# %% ../nbs/01_data.ipynb #639a6746
+# %% ../nbs/01_data.ipynb #a53b80f4
 def describe_problem(
     cells: pd.DataFrame,  # of `inspect_cells`
     obs: pd.DataFrame,  # (all cells, columns)
@@ -148,7 +148,7 @@ def find_counts(
     rule = "with the name of the layer that holds raw counts"
     return "; ".join(good) or hint(f"pass layer= {rule}", f"pass --layer {rule}")
 
-# %% ../nbs/01_data.ipynb #5a361f09
+# %% ../nbs/01_data.ipynb #3fe81d64
 def pick_matrix(
     adata: AnnData,  # cells
     layer: str | None,  # layer, or None for X
@@ -161,7 +161,7 @@ def pick_matrix(
         raise ValueError(f"{where} is empty: {find_counts(adata, layer)}")
     return M, where
 
-# %% ../nbs/01_data.ipynb #d908cde0
+# %% ../nbs/01_data.ipynb #57d86a61
 def sample_cells(
     adata: AnnData,  # in memory or backed
     n: int = 200,  # cells
@@ -182,7 +182,7 @@ def sample_cells(
     some = adata[np.sort(full[:n] if len(full) else order[:n])]
     return some.to_memory() if adata.isbacked else some.copy()
 
-# %% ../nbs/01_data.ipynb #dfba30e1
+# %% ../nbs/01_data.ipynb #07f25c5f
 GENE_TYPES = {"gene expression", "gex", "rna"}
 OTHER_TYPES = {"antibody capture", "adt", "protein", "hto", "peaks", "atac", "custom",
                "crispr guide capture", "multiplexing capture", "antigen capture"}
@@ -209,7 +209,7 @@ def gene_features(
         return genes
     return np.ones(len(var), bool)
 
-# %% ../nbs/01_data.ipynb #4492eaa5
+# %% ../nbs/01_data.ipynb #7ab270ca
 def as_text(
     column: pd.Series,  # (cells,) of any type
 ) -> pd.Series:  # (cells,) text, "1" for 1 and for 1.0
@@ -296,7 +296,8 @@ def check_counts(
             warnings.warn(f"{broken:,} of {X.nnz:,} counts in {where} are not integers; taken as "
                           "they are", UserWarning, stacklevel=3)
     if problem:
-        raise ValueError(f"{where} must hold raw counts, but {problem}: {way_out()}")
+        leave = ", or leave those cells out" if "random cells" in problem else ""
+        raise ValueError(f"{where} must hold raw counts, but {problem}: {way_out()}{leave}")
 
 # %% ../nbs/01_data.ipynb #e1c606e1
 def looks_like_ensembl(
@@ -373,9 +374,9 @@ def library_size(
              "below the sum of counts": total < own * 0.999}
     for kind, bad in kinds.items():
         if bad.any():
-            raise ValueError(f"obs['library_size'] is {kind} in {bad.sum():,} of {len(own):,} cells "
-                             f"(the first is {column[bad].iloc[0]!r}); it must be the total over all "
-                             "genes: correct the column, or delete it with "
+            raise ValueError(f"obs['library_size'] is {kind} in {bad.sum():,} of {len(own):,} "
+                             f"cells (the first is {column[bad].iloc[0]!r}); it must be the total "
+                             "over all genes: correct the column, or delete it with "
                              "del adata.obs['library_size']")
     return np.where(total > 0, total, 1)
 
@@ -411,7 +412,7 @@ def preprocess(
                       "kept; the cells stay", stacklevel=2)
     return out
 
-# %% ../nbs/01_data.ipynb #f7ec2e69
+# %% ../nbs/01_data.ipynb #3747722c
 __getattr__ = moved(__name__, {
     "load": "datasets", "datasets": "datasets", "fetch": "datasets", "data_dir": "datasets",
     "simulate": "simulate", "_adata": "datasets.as_adata", "_draw": "simulate.draw_counts",

@@ -61,7 +61,7 @@ def register_file(
     url = address if "://" in address else f"https://raw.githubusercontent.com/{address}"
     FILES[file] = url, sha256
 
-# %% ../nbs/A1_datasets.ipynb #c7d26b61
+# %% ../nbs/A1_datasets.ipynb #e58e24ac
 def register(
     name: str,  # for `load`
     files: dict[str, tuple],  # file -> address and sha256, as in `register_file`; (): already there
@@ -120,7 +120,7 @@ def note_hash(
 def fetch(
     file: str,  # a registered file name, e.g. "go_biological_process_2021.gmt"
 ) -> Path:  # path of the checked file
-    "Path of a registered file, downloaded once. Raises `FileNotFoundError` with where to put a copy by hand."
+    "Path of a registered file, downloaded once. Raises `FileNotFoundError` with the way out."
     import pooch
     if file not in FILES:
         raise ValueError(f"{file!r} is not a registered file{nearest_name(file, FILES)}")
@@ -133,9 +133,9 @@ def fetch(
         there = (folder / file).exists()
         state = "is there with another sha256 than expected" if there else "is not there"
         raise FileNotFoundError(
-            f"{file} {state} and could not be downloaded from {url} ({type(e).__name__}); download it "
-            f"by hand and put it into {folder} under the name {file}, or set SCFORMER_DATA_DIR to the "
-            "folder that holds it") from None
+            f"{file} {state} and could not be downloaded from {url} ({type(e).__name__}); download "
+            f"it by hand and put it into {folder} under the name {file}, or set SCFORMER_DATA_DIR to "
+            "the folder that holds it") from None
     if known is None:
         note_hash(file, folder)
     return path
@@ -246,7 +246,8 @@ def read_kang(path):
     r = read_rda(path)
     genes, cells = (r["expr"].coords[d].values for d in r["expr"].dims)
     meta = r["meta"]
-    return as_adata(r["expr"].values.T, genes, cells, 3, cell_type=meta["cell_type"], batch=meta["sample"])
+    return as_adata(r["expr"].values.T, genes, cells, 3, cell_type=meta["cell_type"],
+                    batch=meta["sample"])
 
 # %% ../nbs/A1_datasets.ipynb #85216839
 @register(
@@ -270,10 +271,12 @@ def read_pbmc3k(matrix, meta):
 @register(
     "pbmc_3chem",
     {"pbmcs_exprs_small.rda": (
-        "immunogenomics/symphony/bf7aaf9a2919f660d028f7ec3a775f040238a829/data/pbmcs_exprs_small.rda",
+        "immunogenomics/symphony/bf7aaf9a2919f660d028f7ec3a775f040238a829/"
+        "data/pbmcs_exprs_small.rda",
         "c64deb8a26e3d7c131196fc4829c62130070fdeff8a0a0a0806930014086c1de"),
      "pbmcs_meta_small.rda": (
-        "immunogenomics/symphony/bf7aaf9a2919f660d028f7ec3a775f040238a829/data/pbmcs_meta_small.rda",
+        "immunogenomics/symphony/bf7aaf9a2919f660d028f7ec3a775f040238a829/"
+        "data/pbmcs_meta_small.rda",
         "5d0151004629ec2e7d05694109565b79b268b163d74e9bf378fc1ca238cf4dc3")},
     kind="stand-in: real subset, for Immune human", values=FROM_LOG,
     source="10x PBMC in three chemistries, HVG only", licence="GPL-3",
@@ -295,13 +298,13 @@ def read_pbmc_3chem(matrix, meta):
     source="Zeisel et al. 2015, mouse cortex and hippocampus", licence="GPL-2+",
     cells=1464, genes=1095, labels=3, batches=75, counts=2671031)
 def read_cortex(path):
-    "Two count matrices over overlapping genes; the chip is the cell's name before its first underscore."
+    "Two count matrices over overlapping genes; a cell's name begins with its chip."
     r = read_rda(path)
     table = pd.concat([r["count.matrix.large"].to_pandas(), r["count.matrix.small"].to_pandas()])
     table = table[~table.index.duplicated()]
     chips = [cell.split("_")[0] for cell in table.columns]
-    return as_adata(table.to_numpy().T, table.index, table.columns, cell_type=r["labels"], batch=chips,
-                    library_size=r["library.size"].values)
+    return as_adata(table.to_numpy().T, table.index, table.columns, cell_type=r["labels"],
+                    batch=chips, library_size=r["library.size"].values)
 
 # %% ../nbs/A1_datasets.ipynb #9bbed859
 @register(
@@ -354,7 +357,8 @@ def read_pancreas_human_mouse(path):
 @register(
     "papalexi",
     {"lowmoi_example_data.rda": (
-        "Katsevich-Lab/sceptredata/ec722d5df90dfd34ace6cc9a5745ab6a5c2a6731/data/lowmoi_example_data.rda",
+        "Katsevich-Lab/sceptredata/ec722d5df90dfd34ace6cc9a5745ab6a5c2a6731/"
+        "data/lowmoi_example_data.rda",
         "e3f8ad09bb4b1d0deeeec2850a2d96f8f5062fef31a9ab1cc080e60560421b6a")},
     kind="stand-in: real subset, for Adamson",
     source="Papalexi et al. 2021, CRISPR knock-outs in THP-1", licence="MIT",
@@ -362,7 +366,8 @@ def read_pancreas_human_mouse(path):
 def read_papalexi(path):
     "Genes and guides as dgTMatrix; a cell's target is that of its guide with most UMI."
     r = read_rda(path)
-    (X, genes, _), (G, guides, _) = from_r_matrix(r["response_matrix"]), from_r_matrix(r["grna_matrix"])
+    X, genes, _ = from_r_matrix(r["response_matrix"])
+    G, guides, _ = from_r_matrix(r["grna_matrix"])
     targets = r["grna_target_data_frame"].set_index("grna_id")["grna_target"].astype(str)
     top = np.asarray(guides)[np.asarray(G.argmax(axis=1)).ravel()]
     condition = targets.replace("non-targeting", "control")[top]
@@ -424,8 +429,9 @@ def read_norman(path):
     a = anndata.read_h5ad(path)
     a = a[a.obs["dataset"] == "norman19"]
     n = a.obs["ncounts"].to_numpy(float)
-    return as_adata(unlog(a.X, n), a.var_names, a.obs_names, cell_type=a.obs["cell_type"], library_size=n,
-                    batch=a.obs_names.str.rsplit("-", n=1).str[-1], condition=a.obs["condition"])
+    run = a.obs_names.str.rsplit("-", n=1).str[-1]
+    return as_adata(unlog(a.X, n), a.var_names, a.obs_names, cell_type=a.obs["cell_type"],
+                    library_size=n, batch=run, condition=a.obs["condition"])
 
 # %% ../nbs/A1_datasets.ipynb #91c42b3c
 @register(
@@ -433,7 +439,7 @@ def read_norman(path):
     source="Zheng et al. 2017, PBMC 68k, HVG only", licence="BSD-3",
     cells=700, genes=765, labels=10, batches=0, counts=486651)
 def read_pbmc68k_reduced():
-    "scanpy's built-in 700 cells: counts recovered from `.raw`, labels from bulk_labels, no batches."
+    "scanpy's 700 cells: counts recovered from `.raw`, labels from bulk_labels, no batches."
     import scanpy as sc
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the file is in an old format
@@ -456,9 +462,10 @@ def read_pickle(
 
     class Restricted(Unpickler):
         def find_class(self, module, name):
-            if name not in PICKLE_NAMES or module.split(".")[0] not in ("numpy", "pandas", "builtins"):
-                raise ValueError(f"{path} asks for {module}.{name}, which a table of cells has no need "
-                                 "of: not opened")
+            library = module.split(".")[0]
+            if name not in PICKLE_NAMES or library not in ("numpy", "pandas", "builtins"):
+                raise ValueError(f"{path} asks for {module}.{name}, which a table of cells has no "
+                                 "need of: not opened")
             return super().find_class(module, name)
 
     with open(path, "rb") as f:
@@ -467,32 +474,34 @@ def read_pickle(
 # %% ../nbs/A1_datasets.ipynb #d13229de
 def read_10x_tar(
     path: Path,  # filtered_gene_bc_matrices.tar.gz
-) -> tuple[sp.csr_matrix, pd.DataFrame, np.ndarray]:  # (cells, genes) counts, genes (id, symbol), barcodes
-    "The matrix of a 10x archive."
+) -> tuple[sp.csr_matrix, pd.DataFrame, np.ndarray]:  # (cells, genes), genes, barcodes
+    "The counts of a 10x archive; genes have columns id and symbol."
     import tarfile
 
     from scipy.io import mmread
     with tarfile.open(path) as tar:
         part = {Path(m.name).name: m for m in tar if m.isfile()}
-        genes, barcodes = (pd.read_csv(tar.extractfile(part[name]), sep="\t", header=None, dtype=str)
-                           for name in ("genes.tsv", "barcodes.tsv"))
-        X = mmread(tar.extractfile(part["matrix.mtx"])).T.tocsr()
-    return X, genes.rename(columns={0: "id", 1: "symbol"}), barcodes[0].to_numpy(str)
+        read = partial(pd.read_csv, sep="\t", header=None, dtype=str)
+        genes = read(tar.extractfile(part["genes.tsv"])).rename(columns={0: "id", 1: "symbol"})
+        barcodes = read(tar.extractfile(part["barcodes.tsv"]))[0].to_numpy(str)
+        return mmread(tar.extractfile(part["matrix.mtx"])).T.tocsr(), genes, barcodes
 
 # %% ../nbs/A1_datasets.ipynb #3405a17b
 @register(
     "pbmc8k",
     {"pbmc8k_filtered_gene_bc_matrices.tar.gz": (
-        "http://cf.10xgenomics.com/samples/cell-exp/2.1.0/pbmc8k/pbmc8k_filtered_gene_bc_matrices.tar.gz",),
+        "http://cf.10xgenomics.com/samples/cell-exp/2.1.0/pbmc8k/"
+        "pbmc8k_filtered_gene_bc_matrices.tar.gz",),
      "pbmc4k_filtered_gene_bc_matrices.tar.gz": (
-        "http://cf.10xgenomics.com/samples/cell-exp/2.1.0/pbmc4k/pbmc4k_filtered_gene_bc_matrices.tar.gz",),
+        "http://cf.10xgenomics.com/samples/cell-exp/2.1.0/pbmc4k/"
+        "pbmc4k_filtered_gene_bc_matrices.tar.gz",),
      "gene_info_pbmc.csv": ("https://github.com/YosefLab/scVI-data/raw/master/gene_info.csv",),
      "pbmc_metadata.pickle": (
         "https://github.com/YosefLab/scVI-data/raw/master/pbmc_metadata.pickle",)},
     kind=PAPER, source="10x Genomics PBMC 8k, labels of scVI (PBMC 8K)", licence="see source",
     cells=7982, genes=3346, labels=9, batches=1)
 def read_pbmc8k(matrix, other, genes, meta):
-    "10x archive of 8K, labels by barcode; barcodes that the 4K run shares are left out, as in scvi-tools."
+    "10x archive of 8K, labels by barcode, without the barcodes that the 4K run shares."
     X, found, barcodes = read_10x_tar(matrix)
     meta = read_pickle(meta)
     names = np.asarray(meta["list_clusters"])[np.asarray(meta["clusters"])]
@@ -509,8 +518,8 @@ def read_pbmc8k(matrix, other, genes, meta):
     {"expression_mRNA_17-Aug-2014.txt": (
         "https://storage.googleapis.com/linnarsson-lab-www-blobs/blobs/cortex/"
         "expression_mRNA_17-Aug-2014.txt",)},
-    kind=PAPER, source="Zeisel et al. 2015, mouse cortex and hippocampus (Cortex)", licence="see source",
-    cells=3005, genes=19972, labels=7, batches=2)
+    kind=PAPER, source="Zeisel et al. 2015, mouse cortex and hippocampus (Cortex)",
+    licence="see source", cells=3005, genes=19972, labels=7, batches=2)
 def read_cortex_full(path):
     "Eleven lines about the cells, then a gene per line (name, cluster, counts)."
     with open(path) as f:
@@ -550,8 +559,8 @@ register(
     "spleen17k",
     {"sln_111.h5ad": ("https://github.com/YosefLab/scVI-data/raw/master/sln_111.h5ad",),
      "sln_208.h5ad": ("https://github.com/YosefLab/scVI-data/raw/master/sln_208.h5ad",)},
-    kind=PAPER, source="Gayoso et al. 2021, mouse spleen, CITE-seq (Spleen 17K)", licence="see source",
-    cells=17001, genes=13553)
+    kind=PAPER, source="Gayoso et al. 2021, mouse spleen, CITE-seq (Spleen 17K)",
+    licence="see source", cells=17001, genes=13553)
 def read_spleen17k(*paths):
     "Two h5ad on their common genes: cells of the spleen without the clusters of poor cells."
     import anndata
@@ -559,14 +568,15 @@ def read_spleen17k(*paths):
     poor = ["16,0", "17", "19", "21", "23", "24,0", "24,2", "25", "29"]
     good = ~a.obs["leiden_subclusters"].astype(str).isin(poor)
     a = a[((a.obs["tissue"] == "Spleen") & good).to_numpy()]
-    return as_adata(a.X, a.var_names, a.obs_names, cell_type=a.obs["cell_types"], batch=a.obs["batch"])
+    return as_adata(a.X, a.var_names, a.obs_names, cell_type=a.obs["cell_types"],
+                    batch=a.obs["batch"])
 
 # %% ../nbs/A1_datasets.ipynb #fff40492
 @register(
     "adamson_gears",
     {"adamson.zip": ("https://dataverse.harvard.edu/api/access/datafile/6154417",)},
-    kind=PAPER, source="Adamson et al. 2016, as GEARS has it", licence="see source", values=FROM_LOG,
-    cells=68603, genes=5060, labels=88)
+    kind=PAPER, source="Adamson et al. 2016, as GEARS has it", licence="see source",
+    values=FROM_LOG, cells=68603, genes=5060, labels=88)
 @register(
     "norman_gears",
     {"norman.zip": ("https://dataverse.harvard.edu/api/access/datafile/6154020",)},
@@ -591,8 +601,8 @@ def read_gears(path):
 @register(
     "human_brain_atlas",
     {f"allen_human_cortex_{part}.csv": (
-        f"https://idk-etl-prod-download-bucket.s3.amazonaws.com/aibs_human_ctx_smart-seq/{part}.csv",)
-     for part in ("matrix", "metadata")},
+        "https://idk-etl-prod-download-bucket.s3.amazonaws.com/"
+        f"aibs_human_ctx_smart-seq/{part}.csv",) for part in ("matrix", "metadata")},
     kind=PAPER, source="Allen Institute, multiple cortical areas, SMART-seq nuclei",
     licence="Allen Institute terms of use", values="read counts", genes=50281)
 def read_human_brain_atlas(matrix, meta):
@@ -611,21 +621,22 @@ def read_human_brain_atlas(matrix, meta):
 @register(
     "mouse_brain_atlas",
     {"l5_all.loom": ("https://storage.googleapis.com/linnarsson-lab-loom/l5_all.loom",)},
-    kind=PAPER, source="Zeisel et al. 2018, mousebrain.org", licence="see source", cells=160796, labels=16)
+    kind=PAPER, source="Zeisel et al. 2018, mousebrain.org", licence="see source",
+    cells=160796, labels=16)
 def read_mouse_brain_atlas(path, step=1024):
     "Loom (genes x cells), read by slabs of cells; the third rank of the taxonomy is the label."
     import h5py
     with h5py.File(path) as f:
         M = f["matrix"]
         slabs = [sp.csr_matrix(M[:, i:i + step].T) for i in range(0, M.shape[1], step)]
-        text = {key: f[key].asstr()[:] for key in ("row_attrs/Gene", *(
-            f"col_attrs/{name}" for name in ("CellID", "SampleID", "ClusterName")))}
-        ranks = {f"taxonomy_{i}": f[f"col_attrs/TaxonomyRank{i}"].asstr()[:] for i in (1, 2, 3, 4)}
-    return as_adata(sp.vstack(slabs, format="csr"), text["row_attrs/Gene"], text["col_attrs/CellID"],
-                    cell_type=ranks["taxonomy_3"], batch=text["col_attrs/SampleID"],
-                    cluster=text["col_attrs/ClusterName"], **ranks)
+        genes = f["row_attrs/Gene"].asstr()[:]
+        names = ("CellID", "SampleID", "ClusterName", *(f"TaxonomyRank{i}" for i in (1, 2, 3, 4)))
+        cells = {name: f[f"col_attrs/{name}"].asstr()[:] for name in names}
+    ranks = {f"taxonomy_{i}": cells[f"TaxonomyRank{i}"] for i in (1, 2, 3, 4)}
+    return as_adata(sp.vstack(slabs, format="csr"), genes, cells["CellID"], batch=cells["SampleID"],
+                    cell_type=ranks["taxonomy_3"], cluster=cells["ClusterName"], **ranks)
 
-# %% ../nbs/A1_datasets.ipynb #96baf4b0
+# %% ../nbs/A1_datasets.ipynb #5155ae0e
 register_file(
     "go_biological_process_2021.gmt",
     "zqfang/GSEApy/08cb2b689def365f7dee1f5da50c49d3a149cf5a/tests/extdata/"
@@ -652,8 +663,8 @@ def datasets() -> pd.DataFrame:  # a row per data set, index = its name
 # %% ../nbs/A1_datasets.ipynb #7aab727c
 def load(
     name_or_path: str | Path,  # a name of `datasets()`, or the path of an .h5ad file
-) -> AnnData:  # registered: X = CSR float32 counts, obs["cell_type"], mostly obs["batch"], uns["dataset"]
-    "A registered data set or an `.h5ad` file. Raises ValueError, FileNotFoundError that say the way out."
+) -> AnnData:  # registered: X = CSR float32 counts, obs["cell_type"], mostly obs["batch"]
+    "A registered data set or an `.h5ad` file. Raises ValueError and FileNotFoundError."
     record = DATASETS.get(str(name_or_path))
     if record is None:
         return read_h5ad(name_or_path)
@@ -662,12 +673,12 @@ def load(
     adata.uns["dataset"] = record.name
     return adata
 
-# %% ../nbs/A1_datasets.ipynb #a2323e1c
+# %% ../nbs/A1_datasets.ipynb #9bb9abb7
 def check_numbers(
     adata: AnnData,  # as it was read
     record: Dataset,  # what must come out
 ):
-    "Raises `ValueError` where a reader has gone wrong; only warns where the record could not be tried."
+    "Raises `ValueError` where a reader has gone wrong; warns for records never tried."
     found = {"cells": adata.n_obs, "genes": adata.n_vars, "counts": adata.X.sum(dtype=np.float64)}
     wrong = []
     for what, number in found.items():
@@ -675,8 +686,8 @@ def check_numbers(
         if expected is not None and abs(number - expected) > tolerance:
             wrong.append(f"{number:.10g} {what}, not {expected}")
     if wrong and record.counts:
-        raise ValueError(f"{record.name} was read with {', '.join(wrong)}: does a new version of rdata or "
-                         "anndata read it otherwise?")
+        raise ValueError(f"{record.name} was read with {', '.join(wrong)}: does a new version of "
+                         "rdata or anndata read it otherwise?")
     if wrong:
         warnings.warn(f"{record.name} was read with {', '.join(wrong)} as its publisher states",
                       UserWarning, stacklevel=3)
@@ -705,7 +716,7 @@ def check_sparse(
     M,  # any matrix
     where: str = "X",  # its name in messages
 ):
-    "Raises `ValueError` if the indices of a sparse matrix point outside it or do not fit its values."
+    "Raises `ValueError` if indices of a sparse matrix lie outside it or do not fit its values."
     if not hasattr(M, "check_format"):
         return
     try:
@@ -717,21 +728,22 @@ def check_sparse(
         raise ValueError(f"{where} is a damaged sparse matrix ({problem}): write the file anew "
                          "from its source") from None
 
-# %% ../nbs/A1_datasets.ipynb #b270b556
+# %% ../nbs/A1_datasets.ipynb #abcab5eb
 def read_h5ad(
     name: str | Path,  # path of an .h5ad file
 ) -> AnnData:  # as it is in the file; uns["dataset"] is the file's stem if it names none
-    "Read and check an `.h5ad`. Raises FileNotFoundError, and ValueError with what the path really is."
+    "Read and check an `.h5ad`. Raises FileNotFoundError, ValueError."
     import anndata
     path = Path(name)
     if not path.exists() and not path.suffix and os.sep not in str(name):
-        raise ValueError(f"{str(name)!r} is neither a data set nor a file{nearest_name(name, DATASETS)}")
+        near = nearest_name(name, DATASETS)
+        raise ValueError(f"{str(name)!r} is neither a data set nor a file{near}")
     if not path.exists() and not path.is_symlink():
-        raise FileNotFoundError(f"{name} does not exist; give the path of an .h5ad file or a name of "
-                                "datasets()")
+        raise FileNotFoundError(f"{name} does not exist; give the path of an .h5ad file or a name "
+                                "of datasets()")
     if regular_file(path).suffix.lower() != ".h5ad":
-        raise ValueError(f"{name} is a {path.suffix or 'nameless'} file, not an .h5ad; read it with "
-                         "scanpy and write it with adata.write_h5ad('name.h5ad')")
+        raise ValueError(f"{name} is a {path.suffix or 'nameless'} file, not an .h5ad; read it "
+                         "with scanpy and write it with adata.write_h5ad('name.h5ad')")
     try:
         check_h5ad(path)
         adata = anndata.read_h5ad(path)
@@ -742,8 +754,8 @@ def read_h5ad(
             check_sparse(adata.raw.X, "raw.X")
     except Exception as e:
         what = (str(e).splitlines() or [""])[0][:160]
-        raise ValueError(f"{name} cannot be read as .h5ad ({type(e).__name__}: {what}); it may be cut "
-                         "off, damaged or of another format: write it anew with adata.write_h5ad"
-                         ) from None
+        raise ValueError(f"{name} cannot be read as .h5ad ({type(e).__name__}: {what}); it may be "
+                         "cut off, damaged or of another format: write it anew with "
+                         "adata.write_h5ad") from None
     adata.uns.setdefault("dataset", path.stem)
     return adata
