@@ -33,10 +33,10 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	@mkdir -p out
 	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/$$1.ipynb out/$$1_$$d.ipynb \
 		-p dataset $$d -p full True -p out figures --log-output; done; }; \
-	page 10_exp_clustering "cortex cortex_200genes pbmc3k"; \
-	page 11_exp_integration "kang_pbmc pancreas_5tech pbmc_3chem"; \
-	page 12_exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
-	page 13_exp_ablation "pancreas_5tech pbmc_3chem"; \
+	page 20_exp_clustering "cortex cortex_200genes pbmc3k"; \
+	page 21_exp_integration "kang_pbmc pancreas_5tech pbmc_3chem"; \
+	page 22_exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
+	page 23_exp_ablation "pancreas_5tech pbmc_3chem"; \
 	page 14_exp_perturbation "simulated papalexi norman"; \
 	page 24_exp_cross_species "simulated cortex pancreas pbmc"
 

@@ -230,7 +230,7 @@ def test_a_quick_run_of_a_real_page_leaves_a_report(scformer, tmp_path, monkeypa
     assert "scformer run clustering pbmc68k_reduced -p methods=PCA,scVI --quick" in report and "pip install" in report
     assert report.count("<img") >= 3 and "<script" not in report and "src=\"http" not in report
     names = {p.name for p in (tmp_path / "out/figures").iterdir()}
-    assert {"clustering_pbmc68k_reduced_umap.png", "clustering_pbmc68k_reduced_history.svg"} <= names
+    assert {"clustering_pbmc68k_reduced_umap.png", "clustering_pbmc68k_reduced_history.png"} <= names
     assert set(json.loads((tmp_path / "out/metrics.json").read_text())["metrics"]) == {"PCA", "scFormer"}
 
 
