@@ -31,7 +31,7 @@ def test_types_that_lie_in_one_batch_each(tmp_path):
 
 
 def test_one_batch_says_so(tmp_path):
-    with pytest.raises(pm.PapermillExecutionError, match="integration needs two or more: name another batch_key, or run the clustering page"):
+    with pytest.raises(pm.PapermillExecutionError, match="integration needs two or more: name another batch_key, or run"):
         run(PAGE, tmp_path, **own_parameters(PAGE, tmp_path, batch_key="one"))
 
 
