@@ -1,5 +1,6 @@
 """The page on gene embeddings with a user's own file: other keys, labels that are missing, a baseline that is not installed."""
 import json
+import os
 
 import notebooks  # tools/notebooks.py
 import numpy as np
@@ -7,7 +8,7 @@ import papermill as pm
 import pytest
 import scipy.sparse as sp
 
-from scformer_nb.simulate import simulate
+from scformer_nb.data import simulate
 
 PAGE = notebooks.ROOT / "nbs/22_exp_gene_embeddings.ipynb"
 
@@ -24,7 +25,7 @@ def own_file(tmp_path, monkeypatch):
     adata.write_h5ad(tmp_path / "own.h5ad")
     (tmp_path / "stub/scvi").mkdir(parents=True)
     (tmp_path / "stub/scvi/__init__.py").write_text("raise ImportError('not here')")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"), prepend=os.pathsep)
     return tmp_path / "own.h5ad"
 
 
@@ -40,10 +41,10 @@ def test_own_file(own_file, tmp_path, label_key, batch_key):
     nb = pm.execute_notebook(PAGE, tmp_path / "done.ipynb", parameters, cwd=tmp_path, kernel_name="python3", progress_bar=False)
     text, folder = said(nb), tmp_path / "results"
     lines = [json.loads(line) for line in (folder / "gene_embeddings.jsonl").read_text().splitlines()]
-    assert {file.name for file in folder.iterdir()} > {"gene_embeddings_own_umap.png"}
-    assert "GO terms: 0 genes, left out" in text
+    assert {file.name for file in folder.iterdir()} > {"gene_embeddings_own_umap.png", "gene_embeddings_own_nearest.csv"}
+    assert "0 genes with one of" in text
     if not label_key:
-        assert "No labels: what needs cell types is left out" in text
+        assert "questions: none" in text
         assert "Neither labels nor GO terms" in text and [line["option"] for line in lines] == ["figure"]
         return
     assert "4 types; left out: 3 cells without a label and 1 types of a single cell" in text
