@@ -6,7 +6,7 @@
 __all__ = ['CONTROL_NAMES', 'MISSING_NAMES', 'is_control', 'parse_condition', 'canonical', 'read_conditions', 'list_names',
            'warn_unmeasured', 'check_gene_sets', 'prepare_screen', 'genes_of', 'mark_genes', 'Profiles',
            'averaging_matrix', 'profile', 'pearson', 'perturbation_metrics', 'nonadditive_part', 'score', 'check_split',
-           'class_of', 'split_perturbations', 'training_cells']
+           'class_of', 'split_perturbations', 'training_cells', 'sample_cells', 'score_halves', 'mean_by_class']
 
 # %% ../nbs/30_screens.ipynb #cf137296
 import re
@@ -22,7 +22,7 @@ import scipy.sparse as sp
 from .data import preprocess
 from .io import hint, nearest_name
 
-# %% ../nbs/30_screens.ipynb #3e72c04a
+# %% ../nbs/30_screens.ipynb #5a2aecfc
 CONTROL_NAMES = frozenset("""
 control ctrl ctl nt ntc nontargeting nontarget nontargetingcontrol nontargetcontrol safetargeting
 safetarget neg negativecontrol negcontrol negctrl scramble scrambled unperturbed untreated vehicle
@@ -37,7 +37,7 @@ def is_control(
     word = folded.rstrip("0123456789")
     return folded in CONTROL_NAMES or (len(word) > 3 and word in CONTROL_NAMES)
 
-# %% ../nbs/30_screens.ipynb #0c14f94b
+# %% ../nbs/30_screens.ipynb #aa8b694b
 def _guide_of(name: str, genes: set[str]) -> str | None: # the gene
     "The gene whose guide a name seems to be"
     if found := re.fullmatch(r"sg[-_]?([A-Z].*)|(.+?)[-_.](?:sg|g|guide|gRNA)[-_]?\d+", name):
@@ -45,13 +45,13 @@ def _guide_of(name: str, genes: set[str]) -> str | None: # the gene
     found = re.fullmatch(r"(.+)[-_]\d+", name)
     return found[1] if found and found[1] in genes else None
 
-# %% ../nbs/30_screens.ipynb #2eb22448
+# %% ../nbs/30_screens.ipynb #0d65ccfc
 def _halves(name: str, signs: str, genes: set[str]) -> list[list[str]]:
     "All ways to cut a name at one sign into two known parts"
     cuts = [(name[:i].strip(), name[i + 1:].strip()) for i, c in enumerate(name) if c in signs]
     return [list(cut) for cut in cuts if all(part in genes or is_control(part) for part in cut)]
 
-# %% ../nbs/30_screens.ipynb #29e3d2f1
+# %% ../nbs/30_screens.ipynb #09d31cc3
 def _parts(name: str, genes: set[str]) -> list[str]: # genes and names of control
     "Parts of a name by what is known. Raises ValueError for what could be read in two ways."
     if name in genes or is_control(name):
@@ -90,7 +90,7 @@ def canonical(condition: str, genes: set[str] | None = None) -> str: # "control"
     "The one name of a perturbation, as `parse_condition` reads it."
     return "+".join(parse_condition(condition, genes)) or "control"
 
-# %% ../nbs/30_screens.ipynb #b156745b
+# %% ../nbs/30_screens.ipynb #7be9415c
 def _check_column(obs: pd.DataFrame, key: str) -> pd.Series: # text of each cell
     "Names as they are written. Raises ValueError without the column and for missing names."
     if key not in obs:
@@ -104,7 +104,7 @@ def _check_column(obs: pd.DataFrame, key: str) -> pd.Series: # text of each cell
             f" ({seen}); drop them, or name them (those without a perturbation 'control')")
     return text
 
-# %% ../nbs/30_screens.ipynb #f4ba5430
+# %% ../nbs/30_screens.ipynb #ff5dd7db
 def _warn_readings(names: dict[str, str]) -> None: # as written: the one name
     "Say which names were cut at another sign than +, and that control has several"
     read = [f"{raw!r} as {c}" for raw, c in names.items() if "+" in c and "+" not in raw]
@@ -138,7 +138,7 @@ def read_conditions(
     _warn_readings(names)
     return text.map(names)
 
-# %% ../nbs/30_screens.ipynb #27c659b8
+# %% ../nbs/30_screens.ipynb #d5c37a0f
 def list_names(
     names: Iterable[str], # names to show
     known: Iterable[str], # names that may have been meant
@@ -152,7 +152,7 @@ def list_names(
         shown.append(f"{name!r} ({near[2:]})" if "did you mean" in near else repr(name))
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
-# %% ../nbs/30_screens.ipynb #41b89e91
+# %% ../nbs/30_screens.ipynb #d70259a8
 def warn_unmeasured(
     perturbed: Iterable[str], # genes
     measured: Iterable[str], # genes
@@ -196,7 +196,7 @@ def _select(adata: ad.AnnData, n_hvg: int, wanted: set[str], **keys) -> ad.AnnDa
         hvg = preprocess(adata, n_hvg=n_hvg, **keys)
     return full[:, full.var_names.isin(hvg.var_names) | full.var_names.isin(wanted)].copy()
 
-# %% ../nbs/30_screens.ipynb #a0ec5a94
+# %% ../nbs/30_screens.ipynb #7a6ca79b
 def _leave_out_small(names: pd.Series, min_cells: int) -> np.ndarray: # (cells,) bool
     "Cells of control and of perturbations with enough cells; the others are counted in a warning"
     size = names.value_counts().drop("control")
@@ -227,14 +227,14 @@ def prepare_screen(
     data.uns["perturbation"] = {"condition_key": condition_key, "batch_key": batch_key or ""}
     return data
 
-# %% ../nbs/30_screens.ipynb #df6d9371
+# %% ../nbs/30_screens.ipynb #9bef75c2
 def genes_of(
     conditions: Iterable[str], # perturbations in the one form
 ) -> set[str]: # perturbed genes
     "All genes that some perturbations touch."
     return {g for c in conditions for g in parse_condition(c)}
 
-# %% ../nbs/30_screens.ipynb #fe1eef8e
+# %% ../nbs/30_screens.ipynb #87012f4d
 def mark_genes(
     conditions: Sequence[str], # perturbations in the one form
     genes: Sequence[str], # genes that may be perturbed
@@ -364,7 +364,7 @@ def check_split(
         raise ValueError(f"{len(leaked)} test perturbations are in training: "
             f"{', '.join(leaked[:5])}; take them out of one of the two")
 
-# %% ../nbs/30_screens.ipynb #c3dd7f1d
+# %% ../nbs/30_screens.ipynb #537ecbee
 def class_of(
     condition: str, # a perturbation
     seen: set[str], # genes that some training perturbation touches
@@ -373,7 +373,7 @@ def class_of(
     genes = parse_condition(condition)
     return f"{len(set(genes) - seen)}/{len(genes)}"
 
-# %% ../nbs/30_screens.ipynb #27529775
+# %% ../nbs/30_screens.ipynb #f04346d5
 def _draw_doubles(train: list[str], rng: np.random.Generator, share: float) -> list[str]:
     "Doubles to hold out, each of whose genes stays in another training perturbation"
     doubles = rng.permutation([c for c in train if "+" in c]).tolist()
@@ -414,4 +414,41 @@ def training_cells(
     allowed = {"control", *split.index[split.part == "train"]}
     out = data[data.obs["condition"].isin(allowed).to_numpy()].copy()
     check_split(out.obs["condition"].unique(), split.index[split.part == "test"])
+    return out
+
+# %% ../nbs/30_screens.ipynb #b997dfac
+def sample_cells(
+    adata: ad.AnnData, # of a screen
+    condition_key: str, # column of obs with the perturbation of each cell
+    n: int = 40, # cells of each perturbation, at most
+    seed: int = 0, # of the draw
+) -> ad.AnnData: # a copy with the cells in their order
+    "A few cells of each perturbation."
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    names = _check_column(adata.obs, condition_key).iloc[order]
+    return adata[np.sort(order[(names.groupby(names).cumcount() < n).to_numpy()])].copy()
+
+# %% ../nbs/30_screens.ipynb #00e786d1
+def score_halves(
+    data: ad.AnnData, # of `prepare_screen`
+    conditions: Sequence[str], # perturbations
+    seed: int = 0, # of the halves
+) -> pd.DataFrame: # of `score`
+    "Metrics of one half of each perturbation's cells as a prediction of the other."
+    order = np.random.default_rng(seed).permutation(data.n_obs)
+    shuffled = data.obs["condition"].astype(str).reset_index(drop=True).iloc[order]
+    half = shuffled.groupby(shuffled).cumcount().sort_index().to_numpy() % 2 == 0
+    one, other = profile(data[half].copy()), profile(data[~half].copy())
+    predicted = one.change + other.control
+    return score(predicted.loc[conditions], other, predicted)
+
+# %% ../nbs/30_screens.ipynb #2ec91b12
+def mean_by_class(
+    table: pd.DataFrame, # of `score`
+    unseen: pd.Series, # class of each perturbation, of `split_perturbations`
+) -> dict[str, float]: # "corr", ..., and "corr 0/2", ... for each class
+    "Means of each metric, over all perturbations and within each class."
+    out = table.mean().dropna().to_dict()
+    for u, row in table.groupby(unseen.loc[table.index]).mean().iterrows():
+        out |= {f"{metric} {u}": value for metric, value in row.dropna().items()}
     return out
