@@ -37,15 +37,18 @@ def _species(
 ) -> AnnData: # counts
     "Cells of one species."
     few = np.repeat(np.flatnonzero(weights), 12) # of every type at least
-    types = np.concatenate([few, rng.choice(len(weights), n_cells, p=weights / weights.sum())])[:n_cells]
+    types = rng.choice(len(weights), n_cells, p=weights / weights.sum())
+    types = np.concatenate([few, types])[:n_cells]
     own = rng.normal(0, 0.055, (len(shared), n_genes - shared.shape[1]))
     donors = rng.integers(2, size=n_cells)
     cell = points.to_numpy()[types] + rng.normal(0, 0.6, (n_cells, len(shared)))
     rate = cell @ np.concatenate([shared, own], 1) + rng.normal(0, 1, n_genes)
     rate = np.exp(rate + rng.normal(0, 0.15, (2, n_genes))[donors])
     X = _draw(rng, rate, rng.lognormal(np.log(depth * n_genes), 0.3, n_cells))
-    adata = _adata(X, [f"{name}_gene_{j}" for j in range(n_genes)], [f"{name}_{i}" for i in range(n_cells)],
-                   cell_type=points.index[types], batch=[f"{name}_{d}" for d in donors], species=[name] * n_cells)
+    genes = [f"{name}_gene_{j}" for j in range(n_genes)]
+    cells = [f"{name}_{i}" for i in range(n_cells)]
+    adata = _adata(X, genes, cells, cell_type=points.index[types],
+                   batch=[f"{name}_{d}" for d in donors], species=[name] * n_cells)
     adata.var["ortholog"] = [f"gene_{j}" if j < shared.shape[1] else "" for j in range(n_genes)]
     adata.uns["truth"] = points
     return adata
@@ -60,12 +63,14 @@ def simulate_species(
     orthologs: float = 0.5, # share of genes with the same mixture in all species
     depth: float = 0.6, # mean counts per gene and cell
     seed: int = 0, # of every draw
-) -> dict: # species: AnnData with counts, obs cell_type, batch and species, var["ortholog"], uns["truth"]
-    "Cells of several species whose types have evolved along one tree; `truth` is (types, programs)."
+) -> dict: # species: AnnData with counts, obs, var["ortholog"], uns["truth"]
+    "Cells of several species whose types have evolved along one tree."
     rng = np.random.default_rng(seed)
     points = _points(tree, rng)
     points = pd.DataFrame(points, tree.index, [f"program_{i}" for i in range(points.shape[1])])
     shared = rng.normal(0, 0.055, (points.shape[1], int(orthologs * n_genes)))
-    weights = np.sqrt(np.full(len(tree), 1e4) if frequencies is None else frequencies[tree.index].to_numpy(float))
-    return {s: _species(s, points, shared, weights * ~tree.index.isin(lacks), n_cells, n_genes, depth, rng)
+    cells = pd.Series(1, tree.index) if frequencies is None else frequencies[tree.index]
+    weights = np.sqrt(cells.to_numpy(float))
+    size = dict(n_cells=n_cells, n_genes=n_genes, depth=depth)
+    return {s: _species(s, points, shared, weights * ~tree.index.isin(lacks), rng=rng, **size)
             for s, lacks in absent.items()}
