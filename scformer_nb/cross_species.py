@@ -239,7 +239,7 @@ class SpeciesNetwork(nn.Module):
     def forward(self,
         x: torch.Tensor, # (cells, components), masked
         source: int, # number of the dataset
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # E, I' (cells, dim), X' (cells, components)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # E, I' (cells, dim), X'
         "Encoder, attention merge, decoder (eq. 2-7)."
         I_s, E_s = self.encode(x, source)
         merged = attend(I_s, E_s, E_s)
@@ -299,7 +299,7 @@ class CrossSpecies:
         layer: str | None = None, # layer with raw counts; None: X
     ):
         if not isinstance(recipe, SpeciesRecipe):
-            raise ValueError("recipe must be SPECIES_SMALL, SPECIES_PAPER or another SpeciesRecipe, "
+            raise ValueError("recipe must be SPECIES_SMALL, SPECIES_PAPER or a SpeciesRecipe, "
                              f"not {recipe!r}")
         _check_datasets(adatas)
         self.recipe, self.seed = recipe, int(seed)
@@ -415,7 +415,7 @@ def _by_batches(self: CrossSpecies,
 
 # %% ../nbs/40_cross_species.ipynb #a9e9349e
 @patch
-def embed(self: CrossSpecies) -> dict[str, np.ndarray]: # name: (cells, dim) float32, rows as in adata
+def embed(self: CrossSpecies) -> dict[str, np.ndarray]: # name: (cells, dim), rows as in adata
     "The output of the encoder for all cells of all datasets (eq. 2, 3)."
     network, dim = self.network.eval(), self.recipe.dim
     def encode(x, source):
