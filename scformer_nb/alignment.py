@@ -26,7 +26,7 @@ def mean_over_types(
     types: np.ndarray, # (cells,) types
     known: np.ndarray, # the types that could be right
 ) -> float: # share
-    "The share of right cells of each type, averaged over types: rare types count as much as others."
+    "The share of right cells, averaged over types: rare types count as much as others."
     seen = np.isin(types, known)
     return float(pd.Series(right[seen]).groupby(types[seen]).mean().mean())
 
@@ -78,9 +78,10 @@ def mutual_neighbours(
     Y: torch.Tensor, # (cells, dim) target
     k: int = 10, # neighbours that tell hubs
 ) -> tuple[torch.Tensor, torch.Tensor]: # row numbers of the pairs in X and in Y
-    "Pairs of cells that are each other's nearest by CSLS (Conneau et al. 2018), on Euclidean distances."
+    "Pairs of cells that are each other's nearest by CSLS on distances (Conneau et al. 2018)."
     S = -torch.cdist(X, Y).numpy()
-    r_x, r_y = (np.partition(M, -min(k, M.shape[1]), axis=1)[:, -k:].mean(1) for M in (S, S.T.copy()))
+    r_x, r_y = (np.partition(M, -min(k, M.shape[1]), axis=1)[:, -k:].mean(1)
+                for M in (S, S.T.copy()))
     S = 2 * S - r_x[:, None] - r_y
     there, back = S.argmax(1), S.argmax(0)
     rows = np.flatnonzero(back[there] == np.arange(len(S)))
@@ -148,7 +149,8 @@ def _play(
     **options, # lr, batch_size, orthogonal, smoothing
 ) -> tuple[torch.Tensor, torch.Tensor, list[dict]]: # the best W and shift, what was seen
     "Train discriminator and map in turn (section 3.2); stop by the share of mutual neighbours."
-    game = _Game(clouds, W.clone().requires_grad_(), shift.clone().requires_grad_(), seed, **options)
+    players = W.clone().requires_grad_(), shift.clone().requires_grad_()
+    game = _Game(clouds, *players, seed, **options)
     x, y = (_sample(Z, 600, torch.Generator().manual_seed(seed)) for Z in clouds)
     best, seen, losses = (-1.0, W, shift, 0), [], [(np.nan, np.nan)]
     for step in range(max_steps + 1):
@@ -156,7 +158,7 @@ def _play(
             now = game.W.detach().clone(), game.shift.detach().clone()
             share = len(mutual_neighbours(x @ now[0] + now[1], y)[0]) / len(x)
             found, fooled = np.mean(losses[-25:], axis=0)
-            seen.append({"step": step, "discriminator": found, "generator": fooled, "mutual": share})
+            seen.append(dict(step=step, discriminator=found, generator=fooled, mutual=share))
             if share > best[0]:
                 best = share, *now, step
             if step - best[3] >= 25 * patience:
@@ -220,7 +222,7 @@ def match_centres(
 def procrustes(
     A: torch.Tensor, # (points, dim)
     B: torch.Tensor, # (points, dim) the same points elsewhere
-) -> tuple[torch.Tensor, torch.Tensor]: # W (dim, dim) orthogonal and shift (dim,): A @ W + shift is near B
+) -> tuple[torch.Tensor, torch.Tensor]: # W (dim, dim) and shift (dim,): A @ W + shift is near B
     "The rotation (or reflection) and shift that bring points nearest to their partners."
     a, b = A.mean(0), B.mean(0)
     U, _, Vt = torch.linalg.svd((A - a).T @ (B - b))
@@ -233,7 +235,7 @@ def refine(
     W: torch.Tensor, # (dim, dim) map to begin with
     shift: torch.Tensor, # (dim,)
     rounds: int = 20, # at most
-) -> tuple[torch.Tensor, torch.Tensor, float]: # better W and shift; share of X with a mutual neighbour
+) -> tuple[torch.Tensor, torch.Tensor, float]: # better W and shift; share of mutual neighbours
     "Procrustes on mutual nearest neighbours, over and over."
     for _ in range(rounds):
         i, j = mutual_neighbours(X @ W + shift, Y)
@@ -250,7 +252,7 @@ def _candidates(
     Y: torch.Tensor, # (cells, dim) target
     seed: int, # of k-means and samples
     ks: tuple = (6, 8, 10, 12, 16, 20), # numbers of clusters
-) -> list[tuple[float, torch.Tensor, torch.Tensor]]: # share of mutual neighbours, W, shift; best first
+) -> list[tuple[float, torch.Tensor, torch.Tensor]]: # mutual share, W, shift; best first
     "Maps from all matchings of clusters."
     rng = torch.Generator().manual_seed(seed)
     X, Y = _sample(X, 2000, rng), _sample(Y, 2000, rng)
@@ -281,19 +283,22 @@ def _initial_maps(
     if init == "match" and (found := _candidates(X, Y, seed)):
         return [candidate[1:] for candidate in found[:restarts]]
     if init == "match":
-        warnings.warn("no two constellations of the clouds match: the alignment starts from the identity", stacklevel=3)
+        warnings.warn("no two constellations of the clouds match: the alignment begins at the identity",
+                      stacklevel=3)
     return [(torch.eye(d), torch.zeros(d))]
 
 # %% ../nbs/41_alignment.ipynb #19bf45de
 def _check_cloud(name: str, Z: np.ndarray, least: int = 30) -> None:
     "Raises ValueError for other than a finite matrix with cells enough."
     if Z.ndim != 2 or Z.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must be numbers of shape (cells, dim), not {Z.dtype} of shape {Z.shape}")
+        raise ValueError(f"{name} must be numbers of shape (cells, dim), "
+                         f"not {Z.dtype} of shape {Z.shape}")
     if bad := int((~np.isfinite(Z)).any(1).sum()):
         raise ValueError(f"{bad} of {len(Z)} cells of {name} have NaN or infinite values: "
                          "leave them out, or check the model that embedded them")
     if len(Z) < least:
-        raise ValueError(f"{name} has {len(Z)} cells; a cloud of fewer than {least} has no shape to go by: add cells")
+        raise ValueError(f"{name} has {len(Z)} cells; a cloud of fewer than {least} "
+                         "has no shape to go by: add cells")
     if not Z.std(0).any():
         raise ValueError(f"all {len(Z)} cells of {name} are the same: there is nothing to align")
 
@@ -316,7 +321,8 @@ class Alignment:
         return self.transform(source)
 
 # %% ../nbs/41_alignment.ipynb #032d2279
-ALIGN_PAPER = dict(init="random", restarts=1, lr=3e-5, orthogonal=0.0, smoothing=0.0, refinement=False)
+ALIGN_PAPER = dict(
+    init="random", restarts=1, lr=3e-5, orthogonal=0.0, smoothing=0.0, refinement=False)
 
 
 def align(
@@ -333,7 +339,7 @@ def align(
     patience: int = 4, # measurements, one in 25 steps, without gain before the game ends
     batch_size: int = 1024, # cells of each side in a step
 ) -> Alignment:
-    "Align two embeddings without labels (section 3.2). Raises ValueError for input that has no alignment."
+    "Align two embeddings without labels (section 3.2). Raises ValueError for unfit input."
     source, target = np.asarray(source), np.asarray(target)
     _check_cloud("source", source)
     _check_cloud("target", target)
@@ -343,7 +349,8 @@ def align(
     if init not in ("match", "identity", "random"):
         raise ValueError(f"init must be 'match', 'identity' or 'random', not {init!r}")
     if restarts < 1 or max_steps < 0:
-        raise ValueError(f"restarts={restarts} must be at least 1 and max_steps={max_steps} at least 0")
+        raise ValueError(f"restarts={restarts} must be at least 1 "
+                         f"and max_steps={max_steps} at least 0")
     clouds, (x_centre, y_centre), unit = _standard(source, target)
     rng, found, history = torch.Generator().manual_seed(seed), [], []
     some = [_sample(Z, 2000, rng) for Z in clouds]
@@ -367,7 +374,7 @@ def align_by_pairs(
     unit = [V / np.linalg.norm(V, axis=1, keepdims=True) for V in near.values()]
     x, y = (NearestNeighbors(n_neighbors=k).fit(V) for V in unit)
     pairs = y.kneighbors_graph(unit[0]).multiply(x.kneighbors_graph(unit[1]).T)
-    (a, A), (b, B) = ((s, torch.from_numpy(np.asarray(Z, np.float32))) for s, Z in embedding.items())
-    i, j = pairs.nonzero()
+    (a, b), i, j = embedding, *pairs.nonzero()
+    A, B = (torch.from_numpy(np.asarray(Z, np.float32)) for Z in embedding.values())
     W, shift = procrustes(A[i], B[j])
     return {a: (A @ W + shift).numpy(), b: B.numpy()}

@@ -31,7 +31,7 @@ from .model import Block
 def _scaled(
     adata: AnnData, # raw counts
     layer: str | None, # layer with raw counts; None: X
-) -> tuple[sp.csr_matrix, pd.Index, float]: # (cells, genes) values of [-50, 50] plus 50, genes, the factor
+) -> tuple[sp.csr_matrix, pd.Index, float]: # (cells, genes) scaled plus 50, genes, factor
     "Filtered, normalised, logged and scaled values (section 5.2)."
     data = preprocess(adata, n_hvg=adata.n_vars, layer=layer, min_cells=5)
     factor = 100 / float(data.X.max())
@@ -100,7 +100,7 @@ def prepare_species(
     layer: str | None = None, # layer with raw counts; None: X
     n_components: int = 1200, # principal components, fewer where the data has fewer
 ) -> Components:
-    "Filter, normalise, log, scale, PCA (section 5.2). Raises ValueError without counts, and below 2 components."
+    "Filter, normalise, log, scale, PCA (section 5.2). Raises ValueError without counts."
     if n_components < 2:
         raise ValueError(f"n_components={n_components}: at least 2 principal components are needed")
     X, genes, factor = _scaled(adata, layer)
@@ -115,7 +115,7 @@ def prepare_species(
 def shared_genes(
     adatas: dict, # species: AnnData
     least: int = 50, # genes that make a comparison worth while
-) -> AnnData | None: # all cells by their shared genes, obs["species"] says whose they are; None: too few
+) -> AnnData | None: # all cells by shared genes, with obs["species"]; None: too few
     "The cells of all species by the genes, or orthologs, that have one and the same name in each."
     found = {}
     for s, adata in adatas.items():
@@ -154,7 +154,8 @@ def first_two(
     "Coordinates for a picture: PCA 50, UMAP 10, the first two dimensions (section 5.2)."
     width = min(Z.shape[1] for Z in embedding.values())
     Z = np.concatenate([Z[:, :width] for Z in embedding.values()]).astype(np.float32)
-    graph = knn_graph(sc.pp.pca(Z, n_comps=50) if width > 50 else Z, pd.DataFrame(index=range(len(Z))))
+    Z = sc.pp.pca(Z, n_comps=50) if width > 50 else Z
+    graph = knn_graph(Z, pd.DataFrame(index=range(len(Z))))
     sc.tl.umap(graph, n_components=10, random_state=0)
     return graph.obsm["X_umap"][:, :2].astype(np.float16)
 
@@ -185,7 +186,8 @@ class SpeciesRecipe:
 
 
 SPECIES_SMALL = SpeciesRecipe()
-SPECIES_PAPER = SpeciesRecipe(dim=1024, n_encoder=12, n_decoder=12, n_heads=16, d_ff=4096, pca_init=False)
+SPECIES_PAPER = SpeciesRecipe(
+    dim=1024, n_encoder=12, n_decoder=12, n_heads=16, d_ff=4096, pca_init=False)
 
 # %% ../nbs/40_cross_species.ipynb #d5d97dd7
 def mask(
@@ -207,7 +209,7 @@ def attend(
 
 # %% ../nbs/40_cross_species.ipynb #b9da4c8d
 class SpeciesNetwork(nn.Module):
-    "Linear layers and source embeddings by dataset; encoder, merge and decoder shared (section 3.1)."
+    "Linear layers by dataset; encoder, merge and decoder shared (section 3.1)."
     def __init__(self,
         widths: list[int], # components of each dataset
         recipe: SpeciesRecipe,
@@ -237,7 +239,7 @@ class SpeciesNetwork(nn.Module):
     def forward(self,
         x: torch.Tensor, # (cells, components), masked
         source: int, # number of the dataset
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # E and I' (cells, dim), X' (cells, components)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # E, I' (cells, dim), X'
         "Encoder, attention merge, decoder (eq. 2-7)."
         I_s, E_s = self.encode(x, source)
         merged = attend(I_s, E_s, E_s)
@@ -252,7 +254,7 @@ def init_as_pca(
     network: SpeciesNetwork, # changed in place
     length: float = 2.0, # of the queries, relative to a cell's
 ) -> None:
-    "The first components pass unchanged through linear layers, and almost unchanged through blocks."
+    "The first components pass linear layers unchanged, and blocks almost so."
     for block in (*network.encoder, *network.decoder):
         for linear in (block.out, block.fc2):
             linear.weight.mul_(0.1)
@@ -269,7 +271,8 @@ def init_as_pca(
 def _check_datasets(adatas: dict[str, AnnData], least: int = 20) -> None:
     "Raises ValueError unless there are two datasets or more with a name and enough cells each."
     if not isinstance(adatas, dict) or not all(isinstance(name, str) for name in adatas):
-        raise ValueError('datasets must be a dict of name and AnnData: {"human": adata_h, "mouse": adata_m}')
+        raise ValueError('datasets must be a dict of name and AnnData: '
+                         '{"human": adata_h, "mouse": adata_m}')
     if len(adatas) < 2:
         raise ValueError("one encoder is shared by two species or more, and there is only "
                          f"{', '.join(adatas) or 'none'}: add another")
@@ -277,8 +280,8 @@ def _check_datasets(adatas: dict[str, AnnData], least: int = 20) -> None:
         if not isinstance(adata, AnnData):
             raise ValueError(f"{name!r} is a {type(adata).__name__}, not an AnnData")
         if adata.n_obs < least:
-            raise ValueError(f"{name!r} has {adata.n_obs} cells; cells are described by like cells, "
-                             f"and {least} is the least: add more")
+            raise ValueError(f"{name!r} has {adata.n_obs} cells; cells are described by like "
+                             f"cells, and {least} is the least: add more")
 
 # %% ../nbs/40_cross_species.ipynb #551c9aac
 def _unit(p: Components, dim: int) -> np.float32: # factor on the scores
@@ -290,21 +293,24 @@ class CrossSpecies:
     "One embedding model for the cells of several species (section 3.1)."
 
     def __init__(self,
-        adatas: dict[str, AnnData], # name: cells of a species, raw counts, its own genes; never changed
+        adatas: dict[str, AnnData], # name: raw counts of a species, its own genes
         recipe: SpeciesRecipe = SPECIES_SMALL, # sizes and training
         seed: int = 0, # of weights, order, masks and of the mini-batches that `embed` makes
         layer: str | None = None, # layer with raw counts; None: X
     ):
         if not isinstance(recipe, SpeciesRecipe):
-            raise ValueError(f"recipe must be SPECIES_SMALL, SPECIES_PAPER or another SpeciesRecipe, not {recipe!r}")
+            raise ValueError("recipe must be SPECIES_SMALL, SPECIES_PAPER or a SpeciesRecipe, "
+                             f"not {recipe!r}")
         _check_datasets(adatas)
-        self.recipe, self.seed, self.history, self.components = recipe, int(seed), pd.DataFrame(), {}
+        self.recipe, self.seed = recipe, int(seed)
+        self.history, self.components = pd.DataFrame(), {}
         for name, adata in adatas.items():
             try:
                 self.components[name] = prepare_species(adata, layer, recipe.n_components)
             except ValueError as error:
                 raise ValueError(f"{name!r}: {error}") from None
-        self._data = {s: torch.from_numpy(p.scores * _unit(p, recipe.dim)) for s, p in self.components.items()}
+        self._data = {s: torch.from_numpy(p.scores * _unit(p, recipe.dim))
+                      for s, p in self.components.items()}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             self.network = SpeciesNetwork([x.shape[1] for x in self._data.values()], recipe)
@@ -314,7 +320,8 @@ class CrossSpecies:
 
     def __repr__(self):
         cells = ", ".join(f"{name} {len(x):,} cells" for name, x in self._data.items())
-        return f"CrossSpecies: {cells}; {self.recipe.dim} dimensions, trained for {len(self.history)} epochs"
+        epochs = len(self.history)
+        return f"CrossSpecies: {cells}; {self.recipe.dim} dimensions, trained for {epochs} epochs"
 
 # %% ../nbs/40_cross_species.ipynb #b5b004e9
 def _batches(
@@ -374,7 +381,7 @@ def fit(self: CrossSpecies,
     max_epochs: int = 30, # epochs in all, those of earlier calls included
     progress: bool = True, # show a progress bar
 ) -> "CrossSpecies": # itself
-    "Train; `history` has the losses, relative to the variance. Raises FloatingPointError where one is no number."
+    "Train; `history` has the losses. Raises FloatingPointError where one is no number."
     if max_epochs < 1:
         raise ValueError(f"max_epochs={max_epochs} must be at least 1")
     self.network.to("cuda" if torch.cuda.is_available() else "cpu").train()
@@ -382,7 +389,8 @@ def fit(self: CrossSpecies,
         losses = self._epoch()
         total = sum(losses.values())
         if not np.isfinite(total):
-            raise FloatingPointError(f"the loss became {total} in epoch {epoch + 1}: lower lr in the recipe")
+            raise FloatingPointError(f"the loss became {total} in epoch {epoch + 1}: "
+                                     "lower lr in the recipe")
         row = pd.DataFrame([{"epoch": epoch + 1, **losses, "total": total}])
         self.history = pd.concat([self.history, row], ignore_index=True)
     return self
@@ -399,27 +407,31 @@ def _by_batches(self: CrossSpecies,
     "What the network makes of all cells of a dataset, each once."
     x, source = self._data[name], list(self._data).index(name)
     device, size = next(self.network.parameters()).device, self.recipe.batch_size
-    deal, found = _batches(len(x), size, np.random.default_rng(seed)), np.empty((len(x), width), np.float32)
+    deal = _batches(len(x), size, np.random.default_rng(seed))
+    found = np.empty((len(x), width), np.float32)
     for rows in islice(deal, -(-len(x) // size)):
         found[rows] = predict(x[rows].to(device), source).cpu()
     return found
 
 # %% ../nbs/40_cross_species.ipynb #a9e9349e
 @patch
-def embed(self: CrossSpecies) -> dict[str, np.ndarray]: # name: (cells, dim) float32, rows in the order of adata
+def embed(self: CrossSpecies) -> dict[str, np.ndarray]: # name: (cells, dim), rows as in adata
     "The output of the encoder for all cells of all datasets (eq. 2, 3)."
-    network = self.network.eval()
-    return {name: self._by_batches(name, lambda x, source: network.encode(x, source)[1], self.recipe.dim, [self.seed, i])
-            for i, name in enumerate(self._data)}
+    network, dim = self.network.eval(), self.recipe.dim
+    def encode(x, source):
+        return network.encode(x, source)[1]
+    return {s: self._by_batches(s, encode, dim, [self.seed, i]) for i, s in enumerate(self._data)}
 
 # %% ../nbs/40_cross_species.ipynb #321a6829
 @patch
 def reconstruct(self: CrossSpecies,
     name: str, # of a dataset
 ) -> np.ndarray: # (cells, genes) log values of the genes in `components[name].genes`
-    "The decoder's output (eq. 6, 7) as log-normalised expression. Raises KeyError for an unknown name."
+    "The decoder's output (eq. 6, 7) as log expression. Raises KeyError for an unknown name."
     if name not in self._data:
         raise KeyError(f"{name!r} is none of the datasets: {', '.join(self._data)}")
     p, network = self.components[name], self.network.eval()
-    found = self._by_batches(name, lambda x, source: network(x, source)[2], p.scores.shape[1], self.seed)
+    def decode(x, source):
+        return network(x, source)[2]
+    found = self._by_batches(name, decode, p.scores.shape[1], self.seed)
     return p.reconstruct(found / _unit(p, self.recipe.dim))

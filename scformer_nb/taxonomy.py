@@ -46,9 +46,12 @@ MOUSE_BRAIN: pd.DataFrame = read_tree({
         "Vascular cells": ["Vascular cells"],
         "Immune cells": ["Immune cells"]}})
 MOUSE_BRAIN_CELLS: pd.Series = pd.Series(
-    [28858, 13828, 5466, 3977, 10481, 1144, 5292, 1922, 1580, 886, 1105, 22286, 30253, 14117, 12147, 7454],
+    [28858, 13828, 5466, 3977, 10481, 1144, 5292, 1922, 1580, 886, 1105, 22286, 30253, 14117,
+     12147, 7454],
     MOUSE_BRAIN.index, name="cells")
-PERIPHERY: list = ["Peripheral sensory neurons", "Sympathetic neurons", "Enteric neurons", "Neural crest-like glia"]
+PERIPHERY: list = [
+    "Peripheral sensory neurons", "Sympathetic neurons", "Enteric neurons",
+    "Neural crest-like glia"]
 
 # %% ../nbs/44_taxonomy.ipynb #4509edb1
 BLOOD: pd.DataFrame = read_tree({
@@ -75,10 +78,11 @@ TYPE_NAMES: dict = {
         "FCGR3A+ Mono": "CD16 Mono", "Platelet": "Mk", "CD4 Naive T": "CD4 naive T",
         "CD4 Memory T": "CD4 memory T", "T activated": "Activated T", "B Activated": "Activated B"},
     "atlases": {
-        "GABAergic": "Telencephalon interneurons", "Glutamatergic": "Telencephalon projecting neurons",
+        "GABAergic": "Telencephalon interneurons",
+        "Glutamatergic": "Telencephalon projecting neurons",
         "Astrocyte": "Astroependymal cells", "Oligodendrocyte": "Oligodendrocytes",
-        "OPC": "Neural crest-like glia", "Microglia": "Immune cells", "Endothelial": "Vascular cells",
-        "Pericyte": "Vascular cells", "VLMC": "Vascular cells"}}
+        "OPC": "Neural crest-like glia", "Microglia": "Immune cells",
+        "Endothelial": "Vascular cells", "Pericyte": "Vascular cells", "VLMC": "Vascular cells"}}
 
 
 def _label(
@@ -108,11 +112,12 @@ def cortex() -> tuple[dict, pd.DataFrame]: # species, tree
     fine["mouse"] = fine["mouse"].where(fine["mouse"] != "(none)")
     for s, x in species.items():
         _label(x, x.obs["cell_type"].map(TYPE_NAMES["cortex"]).astype(str), fine[s])
-    rows = pd.concat([x.obs[["leaf", "cell_type"]] for x in species.values()]).dropna().astype(str).drop_duplicates()
-    neurons = rows["cell_type"].isin(["Exc", "Inh", "interneurons", "pyramidal SS", "pyramidal CA1"])
-    tree = pd.DataFrame({"level 1": np.where(neurons, "Neurons", "Non-neurons"),
-                         "level 2": rows["cell_type"].replace({"OPC": "Oligo", "VLMC": "Endo"}).to_numpy()})
-    return species, read_tree(tree.set_axis(rows["leaf"]))
+    rows = pd.concat([x.obs[["leaf", "cell_type"]] for x in species.values()])
+    rows = rows.dropna().astype(str).drop_duplicates().set_index("leaf")["cell_type"]
+    neurons = rows.isin(["Exc", "Inh", "interneurons", "pyramidal SS", "pyramidal CA1"])
+    return species, read_tree(pd.DataFrame({
+        "level 1": neurons.map({True: "Neurons", False: "Non-neurons"}),
+        "level 2": rows.replace({"OPC": "Oligo", "VLMC": "Endo"})}))
 
 
 def pancreas() -> tuple[dict, pd.DataFrame]: # species, tree
@@ -120,15 +125,17 @@ def pancreas() -> tuple[dict, pd.DataFrame]: # species, tree
     both = load("pancreas_human_mouse")
     parts = {s: both[both.obs["species"] == s].copy() for s in ("human", "mouse")}
     tree = read_tree({"Endocrine": {"Islet": ["alpha", "beta", "delta"]},
-                      "Not endocrine": {"Mesenchyme": ["activated_stellate"], "Immune": ["macrophage"]}})
+                      "Not endocrine": {"Mesenchyme": ["activated_stellate"],
+                                        "Immune": ["macrophage"]}})
     return {s: _label(x, x.obs["cell_type"]) for s, x in parts.items()}, tree
 
 
 def pbmc() -> tuple[dict, pd.DataFrame]: # studies, tree
     "Two studies of human blood."
     studies = {s: load(s) for s in ("pbmc3k", "kang_pbmc")}
-    names = TYPE_NAMES["pbmc"]
-    return {s: _label(x, x.obs["cell_type"].astype(str).replace(names)) for s, x in studies.items()}, BLOOD
+    for x in studies.values():
+        _label(x, x.obs["cell_type"].astype(str).replace(TYPE_NAMES["pbmc"]))
+    return studies, BLOOD
 
 
 def atlases() -> tuple[dict, pd.DataFrame]: # species, tree
@@ -147,20 +154,24 @@ def two_files(
     layer: str | None = None, # layer with raw counts; None: X
     tree: str | None = None, # path of a file for `read_tree`; None: no tree
 ) -> tuple[dict, pd.DataFrame | None]: # species: AnnData; the tree
-    "Two species from files, named by them. Raises ValueError for one name, no counts, missing labels."
+    "Two species from files, named by them. Raises ValueError where they cannot be."
     if not (first and second):
-        raise ValueError("one species has a file and the other has none: give both first and second, or neither")
+        raise ValueError("one species has a file and the other has none: "
+                         "give both first and second, or neither")
     paths = [Path(first).resolve(), Path(second).resolve()]
-    names = [p.stem for p in paths] if paths[0].stem != paths[1].stem else [p.parent.name for p in paths]
+    names = [p.stem for p in paths]
     if names[0] == names[1]:
-        raise ValueError(f"{first} and {second} have one name, and it names the species: rename one, or its folder")
+        names = [p.parent.name for p in paths]
+    if names[0] == names[1]:
+        raise ValueError(f"{first} and {second} have one name, and it names the species: "
+                         "rename one, or its folder")
     species = {}
     for s, path in zip(names, paths, strict=True):
         adata = check_adata(load(str(path)), layer=layer, label_key=label_key)
         species[s] = _label(adata, adata.obs[label_key].astype(str))
         if n := int(species[s].obs["type"].isin(["nan", ""]).sum()):
-            warnings.warn(f"{n} cells of {s} have {label_key}='nan' or none: most likely missing, and taken as a "
-                          "type of their own here; drop them or give them a name", UserWarning, stacklevel=2)
+            warnings.warn(f"{n} cells of {s} have {label_key}='nan' or none: most likely missing, "
+                          "and a type of their own here; drop them or give them a name", stacklevel=2)
     return species, read_tree(tree) if tree else None
 
 # %% ../nbs/44_taxonomy.ipynb #29f61c7c
@@ -179,19 +190,20 @@ def read_species(
     seed: int = 0, # of the simulation
     small: bool = False, # a few hundred cells
     files: dict | None = None, # arguments of `two_files`, for your own data
-) -> tuple[dict, pd.DataFrame | None]: # two species with obs type and leaf; the tree of their leaves
+) -> tuple[dict, pd.DataFrame | None]: # species with obs type and leaf; the tree of the leaves
     "Two species and what is known of their types. Raises ValueError where they cannot be compared."
     known = {f.__name__: f for f in (cortex, pancreas, pbmc, atlases)}
     if files:
         species, tree = two_files(**files)
     elif dataset != "simulated" and dataset not in known:
-        raise ValueError(f"dataset={dataset!r} is none of simulated, {', '.join(known)}: name one of them, "
-                         "or give first and second")
+        raise ValueError(f"dataset={dataset!r} is none of simulated, {', '.join(known)}: "
+                         "name one of them, or give first and second")
     else:
         species, tree = simulated(seed, small) if dataset == "simulated" else known[dataset]()
     a, b = (set(x.obs["type"]) for x in species.values())
     if not a & b:
-        raise ValueError("the species have no cell type in common: use the same names for the types of both")
+        raise ValueError("the species have no cell type in common: "
+                         "use the same names for the types of both")
     species = {s: thin(x, 40 if small else 400) for s, x in species.items()}
     leaves = sorted(set().union(*(x.obs["leaf"].dropna().astype(str) for x in species.values())))
     return species, tree if tree is None else prune(tree, leaves)
@@ -218,9 +230,9 @@ def level_accuracy(
     found: Taxonomy, # of `taxonomy`
     tree: pd.DataFrame, # (types, levels) the reference tree
 ) -> pd.Series: # per level between 1/k and 1; NaN for a level that cannot be wrong
-    "Share of types in the branch of their group (section 5.3). Raises ValueError for a type that the tree lacks."
-    levels = prune(tree, found.types).items()
-    return pd.Series({level: _accuracy(found.linkage, groups, [slice(None)]) for level, groups in levels})
+    "Share of types in the branch of their group (section 5.3). Raises ValueError as `prune`."
+    tree = prune(tree, found.types)
+    return tree.apply(lambda groups: _accuracy(found.linkage, groups, [slice(None)]))
 
 # %% ../nbs/44_taxonomy.ipynb #a1cd1b69
 def chance_accuracy(
@@ -232,7 +244,7 @@ def chance_accuracy(
     "Mean accuracy of the same dendrogram with its types shuffled."
     rng, tree = np.random.default_rng(seed), prune(tree, found.types)
     shuffles = [rng.permutation(len(tree)) for _ in range(n)]
-    return pd.Series({level: _accuracy(found.linkage, groups, shuffles) for level, groups in tree.items()})
+    return tree.apply(lambda groups: _accuracy(found.linkage, groups, shuffles))
 
 # %% ../nbs/44_taxonomy.ipynb #3cd0847e
 def affinity_correlation(
@@ -241,26 +253,27 @@ def affinity_correlation(
     n: int = 999, # shuffles
     seed: int = 0, # of the shuffles
 ) -> pd.Series: # r (Pearson), rho (Spearman), p (Mantel, one-sided, of r)
-    "Correlation of affinity with tree distance (section 5.4). Raises ValueError below four types, or a flat tree."
+    "Affinity against tree distance (section 5.4). Raises ValueError below four types."
     D, rng = tree_distance(prune(tree, list(A.index))).to_numpy(float), np.random.default_rng(seed)
     upper = np.triu_indices(len(A), 1)
     a, d = A.to_numpy()[upper], D[upper]
     if len(A) < 4 or np.ptp(d) == 0:
-        raise ValueError(f"{len(A)} types at {len(set(d))} distances in the tree: four types at two distances "
-                         "are needed for a correlation")
+        raise ValueError(f"{len(A)} types at {len(set(d))} distances in the tree: "
+                         "four types at two distances are needed for a correlation")
     r = np.corrcoef(a, d)[0, 1]
-    null = [np.corrcoef(a, D[np.ix_(i, i)][upper])[0, 1] for i in (rng.permutation(len(A)) for _ in range(n))]
-    return pd.Series({"r": r, "rho": spearmanr(a, d)[0], "p": (1 + sum(x >= r for x in null)) / (n + 1)})
+    shuffles = [rng.permutation(len(A)) for _ in range(n)]
+    null = np.array([np.corrcoef(a, D[np.ix_(i, i)][upper])[0, 1] for i in shuffles])
+    return pd.Series({"r": r, "rho": spearmanr(a, d)[0], "p": (1 + (null >= r).sum()) / (n + 1)})
 
 # %% ../nbs/44_taxonomy.ipynb #ef48e66f
 def recovery_scores(
     embedding: np.ndarray, # (cells, dims) of one species
     labels: np.ndarray, # (cells,) types; None: left out
     tree: pd.DataFrame, # (types, levels) the reference tree
-) -> dict: # "level 1", "level 1 chance", ..., "triplets", "clades", "cophenetic", "r mass", "r shape"
+) -> dict: # "level 1", "level 1 chance", ..., "triplets", "clades", "r mass", ...
     "How much of a tree an embedding recovers (section 5.4); empty with fewer than four types."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore") # small types and types of the other species: the caller has counted them
+        warnings.simplefilter("ignore") # small types, and those of the other species
         means = class_means(embedding, labels)
         if len(means) < 4:
             return {}

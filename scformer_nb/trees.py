@@ -33,7 +33,8 @@ def _newick(text: str) -> list: # of pairs: type, groups from the top down
         name = token.strip(" '\n")
         if token == ")":
             if not opened:
-                raise ValueError(f"Newick tree {text[:40]!r}: a bracket closes that was never opened")
+                raise ValueError(f"Newick tree {text[:40]!r}: "
+                                 "a bracket closes that was never opened")
             closed, n = leaves[opened.pop():], n + 1
             for _, groups in closed:
                 groups.insert(0, f"branch {n}")
@@ -61,25 +62,25 @@ def _nested(tree: dict | list | str, above: tuple = ()) -> list: # of pairs: typ
 def _table(
     leaves: list, # of pairs: type, groups from the top down
 ) -> pd.DataFrame: # (types, levels); a short row keeps its last group in the levels below
-    "A tree as a table. Raises ValueError for a type twice or without a group, a group with two parents."
+    "A tree as a table. Raises ValueError where it is none."
     types, depth = pd.Index([t for t, _ in leaves]), max((len(g) for _, g in leaves), default=0)
     if twice := sorted(set(types[types.duplicated()])):
         raise ValueError(f"{len(twice)} types stand more than once in the tree: {', '.join(twice)}")
     if empty := sum(not groups or not all(groups) for _, groups in leaves) or not leaves:
-        raise ValueError(f"{int(empty)} of {len(leaves)} types of the tree have an empty cell or no group: every "
-                         "type needs one at every level, repeat the last one where it ends early")
+        raise ValueError(f"{int(empty)} of {len(leaves)} types of the tree have an empty cell or no group: "
+                         "every type needs one at every level, repeat the last one where it ends early")
     tree = pd.DataFrame([[*g, *[g[-1]] * (depth - len(g))] for _, g in leaves],
                         types.rename("type"), [f"level {i + 1}" for i in range(depth)])
     for upper, lower in zip(tree, tree.columns[1:], strict=False):
         parents = tree.groupby(lower)[upper].nunique()
         if torn := list(parents.index[parents > 1]):
-            raise ValueError(f"{torn[0]!r} of {lower!r} lies in {parents[torn[0]]} groups of {upper!r}: "
-                             "a group has one parent")
+            raise ValueError(f"{torn[0]!r} of {lower!r} lies in {parents[torn[0]]} groups "
+                             f"of {upper!r}: a group has one parent")
     return tree
 
 # %% ../nbs/43_trees.ipynb #98926611
 def read_tree(
-    source: pd.DataFrame | dict | str | Path, # (types, levels); groups in groups; a .csv, .json or .nwk
+    source: pd.DataFrame | dict | str | Path, # (types, levels), nested, or a file
 ) -> pd.DataFrame: # (types, levels) groups from the top down, all of it text
     "A tree of types. Raises ValueError for what is no tree."
     if isinstance(source, (str, Path)):
@@ -89,11 +90,15 @@ def read_tree(
                              ".json or .nwk (Newick) that exists")
         if path.suffix == ".nwk":
             return _table(_newick(path.read_text()))
-        source = json.loads(path.read_text()) if path.suffix == ".json" else \
-            pd.read_csv(path, dtype=str, keep_default_na=False).pipe(lambda t: t.set_index(t.columns[0]))
+        if path.suffix == ".csv":
+            source = pd.read_csv(path, dtype=str, keep_default_na=False)
+            source = source.set_index(source.columns[0])
+        else:
+            source = json.loads(path.read_text())
     if isinstance(source, dict):
         return _table(_nested(source))
-    return _table([(str(t), ["" if pd.isna(g) else str(g) for g in groups]) for t, *groups in source.itertuples()])
+    groups = source.astype(object).where(source.notna(), "").astype(str)
+    return _table([(str(t), row) for t, *row in groups.itertuples()])
 
 # %% ../nbs/43_trees.ipynb #d72274de
 def prune(
@@ -102,17 +107,17 @@ def prune(
 ) -> pd.DataFrame: # (types, levels) in the order of `types`
     "The tree of these types alone. Raises ValueError for a type that the tree lacks."
     if lacking := [str(t) for t in types if t not in tree.index]:
-        hint = _nearest(lacking[0], tree.index)
-        raise ValueError(f"the tree lacks {len(lacking)} of {len(types)} types: {', '.join(lacking)}{hint}")
+        hint = ", ".join(lacking) + _nearest(lacking[0], tree.index)
+        raise ValueError(f"the tree lacks {len(lacking)} of {len(types)} types: {hint}")
     if more := [t for t in tree.index if t not in set(types)]:
-        warnings.warn(f"{len(more)} of {len(tree)} types of the tree are not in the data and are left out: "
-                      f"{', '.join(more)}", UserWarning, stacklevel=2)
+        warnings.warn(f"{len(more)} of {len(tree)} types of the tree are not in the data "
+                      f"and are left out: {', '.join(more)}", UserWarning, stacklevel=2)
     return tree.loc[list(types)]
 
 # %% ../nbs/43_trees.ipynb #86c98e3c
 def tree_distance(
     tree: pd.DataFrame, # (types, levels)
-) -> pd.DataFrame: # (types, types) 0 with itself, 1 in the same lowest group, levels + 1 with none in common
+) -> pd.DataFrame: # (types, types) 1 in one lowest group, levels + 1 with none in common
     "Levels to the lowest common group of every pair of types."
     groups = tree.to_numpy(str)
     D = 1 + (groups[:, None] != groups[None]).sum(2)
@@ -132,24 +137,28 @@ def class_means(
 ) -> pd.DataFrame: # (types, dims)
     "The mean point of every class (section 5.3). Raises ValueError for NaN in the embedding."
     clusters = cells_by_type(embedding, labels, min_cells)
-    return pd.DataFrame([cells.mean(0) for cells in clusters.values()], pd.Index(list(clusters), name="type"))
+    means = {t: cells.mean(0) for t, cells in clusters.items()}
+    return pd.DataFrame.from_dict(means, orient="index").rename_axis("type")
 
 
 def taxonomy(
     means: pd.DataFrame, # (types, dims) of `class_means`
     method: str = "ward", # linkage of scipy
 ) -> Taxonomy: # types and linkage
-    "Hierarchical clustering of the class means (section 5.3). Raises ValueError with fewer than three."
+    "Hierarchical clustering of the means (section 5.3). Raises ValueError with fewer than three."
     if len(means) < 3:
-        raise ValueError(f"{len(means)} types make no tree: three or more are needed, each with enough cells")
-    return Taxonomy(list(means.index), linkage(means.to_numpy(float), method, optimal_ordering=True))
+        raise ValueError(f"{len(means)} types make no tree: three or more are needed, "
+                         "each with enough cells")
+    Z = linkage(means.to_numpy(float), method, optimal_ordering=True)
+    return Taxonomy(list(means.index), Z)
 
 # %% ../nbs/43_trees.ipynb #2c2910c0
 def reference_tree(
     tree: pd.DataFrame, # (types, levels)
 ) -> Taxonomy: # with heights as in `tree_distance`
     "A given tree as a binary one; types of one group are joined at one height."
-    return Taxonomy(list(tree.index), linkage(squareform(tree_distance(tree).to_numpy(float)), "average"))
+    D = squareform(tree_distance(tree).to_numpy(float))
+    return Taxonomy(list(tree.index), linkage(D, "average"))
 
 # %% ../nbs/43_trees.ipynb #c37d9da0
 def plot_taxonomy(
@@ -191,7 +200,8 @@ def clades(
     branches = [frozenset([i]) for i in range(len(tree))]
     for a, b in Z[:, :2].astype(int):
         branches.append(branches[a] | branches[b])
-    groups = {frozenset(rows) for level in tree for rows in tree.reset_index().groupby(level).groups.values()}
+    levels = [tree.reset_index().groupby(level).groups for level in tree]
+    groups = {frozenset(rows) for level in levels for rows in level.values()}
     groups = {g for g in groups if 1 < len(g) < len(tree)}
     return len(groups & set(branches)) / len(groups) if groups else float("nan")
 

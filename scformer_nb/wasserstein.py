@@ -35,13 +35,13 @@ from .metrics import check_embedding
 def transport(
     source: np.ndarray, # (n, dims) cells of one type
     target: np.ndarray, # (m, dims) cells of the other
-) -> tuple[float, np.ndarray]: # distance in units of the embedding; (n, m) plan, its entries add up to 1
-    "Exact Wasserstein distance and plan (section 5.3). Raises RuntimeError where the solver does not finish."
+) -> tuple[float, np.ndarray]: # distance in units of the embedding; (n, m) plan
+    "Exact Wasserstein distance and plan (section 5.3). Raises RuntimeError without a solution."
     cost = cdist(source, target)
     plan, log = ot.emd([], [], cost, numItermax=5_000_000, log=True)
     if log["warning"]:
-        raise RuntimeError(f"no optimal plan between {len(source)} and {len(target)} cells ({log['warning']}): "
-                           "lower max_cells")
+        raise RuntimeError(f"no optimal plan between {len(source)} and {len(target)} cells "
+                           f"({log['warning']}): lower max_cells")
     return float(log["cost"]), plan
 
 # %% ../nbs/42_wasserstein.ipynb #2826a597
@@ -58,8 +58,8 @@ def plot_plan(
     U, s, _ = np.linalg.svd(both - both.mean(0), full_matrices=False)
     x, y = np.split(U[:, :2] * s[:2], [len(source)])
     i, j = plan.nonzero()
-    width = plan[i, j] / plan.max()
-    ax.add_collection(LineCollection(np.stack([x[i], y[j]], 1), linewidths=width, colors="0.6", alpha=.6, zorder=0))
+    lines, width = np.stack([x[i], y[j]], 1), plan[i, j] / plan.max()
+    ax.add_collection(LineCollection(lines, linewidths=width, colors="0.6", alpha=.6, zorder=0))
     for xy, name, colour in zip((x, y), names, OKABE_ITO, strict=False):
         ax.scatter(*xy.T, s=10, lw=0, color=colour, label=name)
     ax.set(title=f"W = {distance:.3g}", xlabel="PC 1", ylabel="PC 2")
@@ -72,13 +72,13 @@ def sinkhorn(
     target: np.ndarray, # (m, dims) cells of the other
     blur: float = 0.02, # weight of the entropy, in units of the mean cost
 ) -> float: # cost of the blurred plan, in units of the embedding
-    "Wasserstein distance with entropy (Cuturi 2013). Raises RuntimeError where it has no finite answer."
+    "Wasserstein distance with entropy (Cuturi 2013). Raises RuntimeError if it is not finite."
     cost = cdist(source, target)
     if cost.max() == 0:
         return 0.0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # POT's numerical warnings: what they lead to is checked below
-        value = float(ot.sinkhorn2([], [], cost, reg=blur * cost.mean(), numItermax=2000, stopThr=1e-5, warn=False))
+        warnings.simplefilter("ignore") # numerical ones of POT: what they lead to is checked below
+        value = float(ot.sinkhorn2([], [], cost, blur * cost.mean(), numItermax=2000, stopThr=1e-5))
     if not np.isfinite(value) or value <= 0:
         raise RuntimeError(f"no finite Sinkhorn distance of {len(source)} and {len(target)} cells: "
                            "use method='exact' with fewer max_cells")
@@ -94,8 +94,9 @@ def sliced(
     "Sliced Wasserstein distance, scaled to be exact for a shift."
     d = source.shape[1]
     seen = np.exp(gammaln(d / 2) - gammaln((d + 1) / 2)) / np.sqrt(np.pi)
-    source, target = np.asarray(source, float), np.asarray(target, float)
-    return float(ot.sliced_wasserstein_distance(source, target, n_projections=n_lines, p=1, seed=seed)) / seen
+    pair = np.asarray(source, float), np.asarray(target, float)
+    found = ot.sliced_wasserstein_distance(*pair, n_projections=n_lines, p=1, seed=seed)
+    return float(found) / seen
 
 # %% ../nbs/42_wasserstein.ipynb #dbfcf5fc
 def _shape(cells: np.ndarray) -> np.ndarray: # (n, dims) in and out
@@ -123,17 +124,19 @@ def cells_by_type(
     min_cells: int = 5, # smaller classes are left out
     kind: str = "", # for messages, e.g. " of human"
 ) -> dict: # type: (n, dims) its cells, in the order of the names
-    "The classes that are large enough. Raises ValueError for a bad embedding or labels that do not fit it."
+    "The classes that are large enough. Raises ValueError for an embedding that does not fit."
     Z, names = np.asarray(embedding), pd.Series(np.asarray(labels, dtype=object))
     _check_embedding(Z, len(names))
     if missing := int(names.isna().sum()):
-        warnings.warn(f"{missing} of {len(names)} cells{kind} have no label and are left out", UserWarning, stacklevel=4)
+        warnings.warn(f"{missing} of {len(names)} cells{kind} have no label and are left out",
+                      UserWarning, stacklevel=4)
     names = names.map(str, na_action="ignore")
     size = names.value_counts()
     if few := sorted(size.index[size < min_cells]):
-        warnings.warn(f"{len(few)} of {len(size)} types{kind} have fewer than {min_cells} cells and are left out: "
-                      f"{', '.join(few)}", UserWarning, stacklevel=4)
-    return {t: Z[(names == t).to_numpy()].astype(float) for t in sorted(size.index[size >= min_cells])}
+        warnings.warn(f"{len(few)} of {len(size)} types{kind} have fewer than {min_cells} cells "
+                      f"and are left out: {', '.join(few)}", UserWarning, stacklevel=4)
+    large = sorted(size.index[size >= min_cells])
+    return {t: Z[(names == t).to_numpy()].astype(float) for t in large}
 
 # %% ../nbs/42_wasserstein.ipynb #3f4ea3c9
 def _pairs(
@@ -160,10 +163,12 @@ def _all_clusters(
         clusters = cells_by_type(embedding, labels, min_cells)
         return pd.Index(list(clusters), name="type"), list(clusters.values())
     if not isinstance(labels, dict) or set(labels) != set(embedding):
-        raise ValueError(f"embeddings are given for {', '.join(embedding)}: labels must be a dict with these keys")
+        raise ValueError(f"embeddings are given for {', '.join(embedding)}: "
+                         "labels must be a dict with the same keys")
     dims = {s: np.shape(Z)[-1] for s, Z in embedding.items()}
     if len(set(dims.values())) > 1:
-        raise ValueError(f"the embeddings have different dimensions ({dims}): only cells in one space can be compared")
+        raise ValueError(f"the embeddings have different dimensions ({dims}): "
+                         "only cells in one space can be compared")
     parts = {s: cells_by_type(Z, labels[s], min_cells, f" of {s}") for s, Z in embedding.items()}
     found = {(s, t): cells for s, part in parts.items() for t, cells in part.items()}
     return pd.MultiIndex.from_tuples(found, names=["species", "type"]), list(found.values())
@@ -173,26 +178,27 @@ def affinity(
     embedding: np.ndarray | dict, # (cells, dims), or species: (cells, dims) in one space
     labels: np.ndarray | dict, # (cells,) types, or species: (cells,)
     max_cells: int = 500, # a larger class is sampled
-    normalise: str = "mass", # "mass": each class weighs the same; "shape": it is centred and scaled, too
+    normalise: str = "mass", # "mass": classes weigh the same; "shape": are centred and scaled
     method: str = "exact", # "exact", "sinkhorn" or "sliced"
     seed: int = 0, # of the samples and of the lines of "sliced"
     min_cells: int = 5, # smaller classes are left out, with a warning
     n_jobs: int | None = None, # threads; None: one per core
     progress: bool = True, # show a bar
 ) -> pd.DataFrame: # (types, types) symmetric, zero diagonal, in units of the embedding
-    "Wasserstein distance of every pair of types (section 5.3). Raises ValueError where there are fewer than two."
+    "Wasserstein distance of every pair of types (section 5.3). Raises ValueError below two."
     methods = {"exact": transport, "sinkhorn": sinkhorn, "sliced": partial(sliced, seed=seed)}
     if method not in methods or normalise not in ("mass", "shape"):
-        raise ValueError(f"method={method!r}, normalise={normalise!r}: method is one of {', '.join(methods)}, "
-                         "normalise is mass or shape")
+        raise ValueError(f"method={method!r}, normalise={normalise!r}: method is one of "
+                         f"{', '.join(methods)}, normalise is mass or shape")
     types, clusters = _all_clusters(embedding, labels, min_cells)
     if len(types) < 2:
         raise ValueError(f"{len(types)} types have {min_cells} cells or more and two are needed: "
                          "lower min_cells or give more cells")
     clusters = [_sample(c, str(t), max_cells, seed) for t, c in zip(types, clusters, strict=True)]
     if (ratio := max(map(len, clusters)) / min(map(len, clusters))) > 20:
-        warnings.warn(f"the largest type has {ratio:.0f} times the cells of the smallest: distances of small types "
-                      "are too large, lower max_cells to compare like with like", UserWarning, stacklevel=2)
+        warnings.warn(f"the largest type has {ratio:.0f} times the cells of the smallest: "
+                      "distances of small types are too large, lower max_cells to compare like with like",
+                      stacklevel=2)
     clusters = list(map(_shape, clusters)) if normalise == "shape" else clusters
     D = _pairs(clusters, methods[method], n_jobs or os.cpu_count() or 1, progress)
     return pd.DataFrame(D, types, types)
@@ -203,20 +209,24 @@ def plot_affinity(
     tree: np.ndarray | None = None, # scipy linkage of the rows of A; None: of A itself
     ax=None, # matplotlib axes for the heat map alone; None: a figure with the tree beside it
 ) -> Figure: # dark: near
-    "Heat map of an affinity matrix in dendrogram order (figure 5); of two species, shared types first."
-    rows, columns = (np.argsort(~i.isin(j), kind="stable") for i, j in ((A.index, A.columns), (A.columns, A.index)))
-    top = None
+    "Heat map in dendrogram order (figure 5); of two species, with shared types first."
+    rows = np.argsort(~A.index.isin(A.columns), kind="stable")
+    columns, top = np.argsort(~A.columns.isin(A.index), kind="stable"), None
     if A.index.equals(A.columns) and not np.diag(A).any():
         tree = linkage(squareform(A.to_numpy(), checks=False), "average") if tree is None else tree
         rows = columns = dendrogram(tree, no_plot=True)["leaves"]
     if ax is None:
         fig = Figure(figsize=(2.4 + .3 * A.shape[1], 2.2 + .3 * A.shape[0]), layout="constrained")
-        top, ax = fig.subplots(2, 1, height_ratios=[1, 5]) if tree is not None else (None, fig.subplots())
+        if tree is None:
+            ax = fig.subplots()
+        else:
+            top, ax = fig.subplots(2, 1, height_ratios=[1, 5])
     if top is not None:
         dendrogram(tree, ax=top, no_labels=True, link_color_func=lambda k: "0.3")
         top.set_axis_off()
     image = ax.imshow(A.iloc[list(rows), list(columns)], cmap="magma", aspect="auto")
-    x, y = ([" ".join(t) if isinstance(t, tuple) else t for t in index] for index in (A.columns, A.index))
+    x, y = ([" ".join(t) if isinstance(t, tuple) else t for t in index]
+            for index in (A.columns, A.index))
     ax.set_xticks(range(A.shape[1]), [x[j] for j in columns], rotation=90, size=8)
     ax.set_yticks(range(A.shape[0]), [y[i] for i in rows], size=8)
     ax.figure.colorbar(image, ax=ax, label="Wasserstein distance")
@@ -241,7 +251,7 @@ def between_scores(
     embedding: dict, # two species: (cells, dims) in one space
     labels: dict, # species: (cells,) types, the same names in both
 ) -> tuple[dict, pd.DataFrame]: # scores; affinity of all types
-    "How two species lie to each other: label transfer, counterparts, types of one species only (section 5.4)."
+    "Label transfer, counterparts, types of one species only (section 5.4)."
     labels = {s: np.asarray(t).astype(str) for s, t in labels.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore") # small types: the caller has counted them
@@ -267,9 +277,10 @@ def gromov_transfer(
     rng, cost, types = np.random.default_rng(seed), {}, {}
     for s, Z in embedding.items():
         rows = np.sort(rng.permutation(len(Z))[:n])
-        types[s], cost[s] = np.asarray(labels[s])[rows].astype(str), ot.dist(Z[rows], metric="euclidean")
-        cost[s] = cost[s] / cost[s].mean()
-    plan, found, (a, b) = ot.gromov.gromov_wasserstein(*cost.values(), loss_fun="square_loss"), {}, embedding
+        types[s], D = np.asarray(labels[s])[rows].astype(str), ot.dist(Z[rows], metric="euclidean")
+        cost[s] = D / D.mean()
+    plan = ot.gromov.gromov_wasserstein(*cost.values(), loss_fun="square_loss")
+    found, (a, b) = {}, embedding
     for s, t, P in ((a, b, plan), (b, a, plan.T)):
         names = np.unique(types[s])
         guess = names[(P.T @ (types[s][:, None] == names)).argmax(1)]

@@ -51,7 +51,7 @@ def test_datasets_that_cannot_be_embedded(adatas, make, message):
 
 
 def test_recipes_and_epochs_that_make_no_sense(adatas):
-    with pytest.raises(ValueError, match="recipe must be SPECIES_SMALL, SPECIES_PAPER"):
+    with pytest.raises(ValueError, match="recipe must be SPECIES_SMALL, SPECIES_PAPER or a"):
         CrossSpecies(adatas, "small")
     with pytest.raises(ValueError, match="batch_size=0 must be at least 1"):
         SpeciesRecipe(batch_size=0)
