@@ -46,8 +46,16 @@ def _prose(source: str) -> str: # HTML
     renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
     return str(_clean(MarkdownWithMath(renderer=renderer).render(source)))
 
-# %% ../nbs/50_report.ipynb #c315a235
+# %% ../nbs/50_report.ipynb #1b73ec4b
 _ACTIVE = ["script", "style", "iframe", "object", "embed", "link", "meta", "base", "form", "svg"]
+_LOADS = ["srcset", "srcdoc", "formaction", "action", "background", "poster", "ping"]
+
+def _harmless(tag: str, name: str, value: str) -> bool:
+    "Whether an attribute of HTML neither runs nor loads anything"
+    if name in ("src", "href"):
+        links = ("#", "mailto:", "http:", "https:") if tag == "a" else ()
+        return value.startswith(("data:image/", *links))
+    return not name.startswith("on") and name not in _LOADS and "url(" not in value
 
 def _clean(html: str): # BeautifulSoup
     "HTML without what runs or loads something."
@@ -56,11 +64,7 @@ def _clean(html: str): # BeautifulSoup
     for tag in soup(_ACTIVE):
         tag.decompose()
     for tag in soup(True):
-        address = str(tag.get("src") or tag.get("href") or "#").strip().lower()
-        unsafe = not address.startswith(("data:image/", "https:", "http:", "mailto:", "#"))
-        loads = tag.name != "a" and address.startswith("http")
-        tag.attrs = {k: v for k, v in tag.attrs.items() if not k.startswith("on")
-            and not (k in ("src", "href") and (unsafe or loads)) and k != "srcset"}
+        tag.attrs = {k: v for k, v in tag.attrs.items() if _harmless(tag.name, k, str(v).strip().lower())}
     return soup
 
 # %% ../nbs/50_report.ipynb #e1acc9aa
@@ -122,7 +126,7 @@ def _results(nb: nbformat.NotebookNode) -> list[dict]: # heading, name, caption,
             heading = found[-1] if found else heading
             caption = re.sub(r"^(#.*|>.*)$", "", cell.source, flags=re.M).strip()
         elif cell.cell_type == "code":
-            cell.metadata["name"] = heading
+            cell.metadata["name"] = heading or "Page"
             if _has_tag(cell, "report") and cell.outputs:
                 shown = "" if heading == last else heading
                 parts.append(dict(heading=shown, name=heading, caption=caption, outputs=cell.outputs))
