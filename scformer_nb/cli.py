@@ -34,7 +34,7 @@ def _scformer():
 
     A report on your own cells, beside baselines:  scformer run clustering my.h5ad -o out/mine
 
-    Vectors of your cells in a file:  scformer fit my.h5ad -o run;  scformer embed run my.h5ad -o new.h5ad
+    Vectors of your cells:  scformer fit my.h5ad -o run;  scformer embed run my.h5ad -o new.h5ad
     """
 
 # %% ../nbs/52_cli.ipynb #2fff2dba
@@ -58,9 +58,10 @@ def _report(kind: str, text: str) -> None:
     if _first():
         typer.echo(f"{kind}: {line}", err=True)
 
-# %% ../nbs/52_cli.ipynb #3d5e6695
+# %% ../nbs/52_cli.ipynb #80664e01
 _DEBUG = "SCFORMER_DEBUG"
-_MEMORY = "; fewer cells or genes (--n-hvg) need less, and so does a recipe with a smaller batch_size in Python"
+_MEMORY = ("fewer cells or genes (--n-hvg) need less, and so does, in Python, a recipe with "
+    "a smaller batch_size")
 
 def _raised_in(error: Exception) -> str: # e.g. "torch"
     "The package that raised an error"
@@ -76,15 +77,16 @@ def explain(
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     name, package = type(error).__name__, _raised_in(error)
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
-        return f"out of memory ({text or name}){_MEMORY}", 1
+        return f"out of memory ({text or name}); {_MEMORY}", 1
     if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
     ours = package in ("scformer_nb", "__main__")
-    if isinstance(error, OSError | ImportError) or (ours and isinstance(error, ValueError | KeyError)):
+    of_input = (OSError, ImportError, *((ValueError, KeyError) if ours else ()))
+    if isinstance(error, of_input):
         return text or name, 2
     if ours and isinstance(error, RuntimeError | ArithmeticError) and name != "RecursionError":
         return text, 1
-    return f"{package} failed ({name}: {text}); with {_DEBUG}=1 before the command it shows where", 1
+    return f"{package} failed ({name}: {text}); with {_DEBUG}=1 set it shows where", 1
 
 # %% ../nbs/52_cli.ipynb #398372dc
 @contextmanager
@@ -113,14 +115,28 @@ def report_errors() -> Iterator[None]:
 _DATA = "An .h5ad with raw counts, or a name of `scformer datasets`."
 _RESUME = "Continue the run in the folder."
 _EPOCHS = "Passes over the cells, those before --resume included."
-_FOLDER = "Folder for the report; a run of the same page in it is continued. Else: out/ and the page's name."
+_FOLDER = "Folder for the report, out/PAGE if none; a run of the same page in it is continued."
+_GIVEN = "A parameter of the page; can be repeated."
+_EMBEDDED = "New .h5ad: DATA with obsm['X_scformer'], varm['scformer'], uns['scformer']."
+_PREDICTED = "New .csv or .h5ad: mean log expression, a row a perturbation."
+_UNSEEN = "Batches new to a model of the paper preset."
 
 def _option(kind: object, text: str, *names: str, **more) -> object: # for a signature
     "An option of a command"
     return Annotated[kind, typer.Option(*names, help=text, **more)]
 
-Data = Annotated[str, typer.Argument(metavar="DATA", help=_DATA)]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a fitted model.")]
+def _argument(kind: object, text: str, name: str) -> object: # for a signature
+    "An argument of a command"
+    return Annotated[kind, typer.Argument(metavar=name, help=text)]
+
+def _command(example: str, group: typer.Typer = app, name: str | None = None): # decorator
+    "A command with an example, whose errors are reported"
+    def register(function):
+        return group.command(name, epilog=f"Example: scformer {example}")(report_errors()(function))
+    return register
+
+Data = _argument(str, _DATA, "DATA")
+Run = _argument(Path, "Folder of a fitted model.", "RUN")
 NewFolder = _option(Path, "New folder for the model.", "-o", "--out")
 BatchKey = _option(str | None, "Column of obs with the sequencing batch; none: one batch.")
 Layer = _option(str | None, "Layer with raw counts; none: X.")
@@ -128,13 +144,12 @@ Seed = _option(int, "Of every random draw.", min=0, max=2**32 - 1)
 Resume = _option(bool, _RESUME, "--resume")
 Epochs = _option(int, _EPOCHS, min=1)
 AsJson = _option(bool, "Print JSON.", "--json")
-Given = _option(list[str] | None, "A parameter of the page; can be repeated.", "-p", metavar="NAME=VALUE")
+Given = _option(list[str] | None, _GIVEN, "-p", metavar="NAME=VALUE")
 Quick = _option(bool, "A quick look at a few hundred cells: does it run?", "--quick")
 Folder = _option(Path | None, _FOLDER, "-o", "--out")
 
 # %% ../nbs/52_cli.ipynb #4105b1ad
-@app.command(epilog="Example: scformer datasets --json")
-@report_errors()
+@_command("datasets --json")
 def datasets(as_json: AsJson = False):
     "List the data sets that DATA can name."
     from scformer_nb.data import datasets
@@ -154,11 +169,12 @@ def _check_new_file(out: Path, *suffixes: str) -> None:
         raise PermissionError(f"cannot write to {place}; name another file with -o")
 
 def _check_run_folder(out: Path, resume: bool) -> None:
-    "Raises FileExistsError for a folder in use, FileNotFoundError where there is nothing to continue."
+    "Raises FileExistsError for a folder in use, FileNotFoundError for none to continue."
     if resume and not (out / "last.ckpt").is_file():
         raise FileNotFoundError(f"{out} holds no run to continue; leave out --resume to start one")
     if not resume and out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; name another folder with -o, or continue the run in it with --resume")
+        raise FileExistsError(f"{out} is not empty; name another folder with -o, "
+            "or continue the run in it with --resume")
 
 # %% ../nbs/52_cli.ipynb #c43a5260
 LARGE = 2**30 # bytes of cells in memory from which on the file is not made in memory
@@ -167,7 +183,7 @@ def write_h5ad(
     adata, # AnnData
     path: Path, # new file
 ) -> None:
-    "Write an .h5ad whole or not at all. Raises FileExistsError, and OSError where there is no space."
+    "Write an .h5ad whole or not at all. Raises FileExistsError, OSError where there is no space."
     import h5py
     from anndata.io import write_elem
     adata.strings_to_categoricals()
@@ -184,10 +200,10 @@ def write_h5ad(
             adata.write_h5ad(file)
 
 # %% ../nbs/52_cli.ipynb #e20b3003
-@app.command(epilog="Example: scformer fit my.h5ad --batch-key batch --epochs 15 -o run")
-@report_errors()
+@_command("fit my.h5ad --batch-key batch --epochs 15 -o run")
 def fit(
-    data: Data, out: NewFolder, batch_key: BatchKey = None, layer: Layer = None, epochs: Epochs = 15,
+    data: Data, out: NewFolder, batch_key: BatchKey = None, layer: Layer = None,
+    epochs: Epochs = 15,
     n_hvg: _option(int, "Highly variable genes to use.", min=2) = 1200,
     preset: _option(Literal["default", "paper"], "Our recipe, or the paper's.") = "default",
     seed: Seed = 0, resume: Resume = False,
@@ -208,13 +224,12 @@ def fit(
     _say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4
-@app.command(epilog="Example: scformer embed run new.h5ad -o new_embedded.h5ad")
-@report_errors()
+@_command("embed run new.h5ad -o new_embedded.h5ad")
 def embed(
     run: Run, data: Data,
-    out: _option(Path, "New .h5ad: DATA with obsm['X_scformer'], varm['scformer'], uns['scformer'].", "-o", "--out"),
+    out: _option(Path, _EMBEDDED, "-o", "--out"),
     layer: _option(str | None, "Layer with raw counts; X: X; none: as in training.") = None,
-    unseen_batch: _option(Literal["error", "mean"], "Batches new to a model of the paper preset.") = "error",
+    unseen_batch: _option(Literal["error", "mean"], _UNSEEN) = "error",
 ):
     "Embed cells, those of training or new ones, with a fitted model."
     _check_new_file(out, ".h5ad")
@@ -228,16 +243,15 @@ def embed(
     _say(str(out))
 
 # %% ../nbs/52_cli.ipynb #43f2aa11
-@app.command(epilog="Example: scformer evaluate new_embedded.h5ad --label-key cell_type --batch-key batch")
-@report_errors()
+@_command("evaluate new_embedded.h5ad --label-key cell_type --batch-key batch")
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="An .h5ad with an embedding.")],
+    data: _argument(Path, "An .h5ad with an embedding.", "DATA"),
     label_key: _option(str | None, "Column of obs with the cell type; none: batches only.") = None,
     batch_key: BatchKey = None,
     basis: _option(str, "The embedding in obsm.") = "X_scformer",
     as_json: AsJson = False,
 ):
-    "Score an embedding by the paper's metrics: cell types kept apart (AvgBIO), batches mixed (AvgBATCH)."
+    "Score an embedding: cell types kept apart (AvgBIO), batches mixed (AvgBATCH)."
     from scformer_nb.data import load
     from scformer_nb.evaluation import evaluate
     from scformer_nb.runner import to_json
@@ -246,23 +260,24 @@ def evaluate(
         known = ", ".join(adata.obsm) or "no embeddings"
         raise ValueError(f"obsm has no {basis!r}; it has {known}: say --basis NAME")
     if not (label_key or batch_key):
-        raise ValueError("there is nothing to score: say --label-key NAME, --batch-key NAME or both")
+        raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
     scores = evaluate(adata.obsm[basis], adata.obs, label_key, batch_key)
-    _say(to_json(scores) if as_json else "\n".join(f"{name:16}{x:.3f}" for name, x in scores.items()))
+    lines = (f"{name:16}{value:.3f}" for name, value in scores.items())
+    _say(to_json(scores) if as_json else "\n".join(lines))
 
 # %% ../nbs/52_cli.ipynb #3fe164af
-perturb = typer.Typer(no_args_is_help=True, help="Learn from a perturbation screen, and predict combinations that it does not have.")
+_PERTURB = "Learn from a perturbation screen, and predict combinations that it does not have."
+perturb = typer.Typer(no_args_is_help=True, help=_PERTURB)
 app.add_typer(perturb, name="perturb")
 
-@perturb.command("fit", epilog="Example: scformer perturb fit screen.h5ad --direction up --epochs 3 -o run")
-@report_errors()
+@_command("perturb fit screen.h5ad --direction up --epochs 3 -o run", perturb, "fit")
 def perturb_fit(
     data: Data, out: NewFolder,
-    direction: _option(Literal["down", "up"], "Perturbed genes are silenced (down) or activated (up).") = "down",
-    condition_key: _option(str, "Column of obs with the perturbation: control, A, A+B.") = "condition",
+    direction: _option(Literal["down", "up"], "What is done to perturbed genes.") = "down",
+    condition_key: _option(str, "Column of obs: control, A, A+B.") = "condition",
     batch_key: BatchKey = None, layer: Layer = None,
     gene_sets: _option(Path | None, "A .gmt file that says which genes are alike.") = None,
-    target: _option(list[str] | None, "A further gene that may be asked for; can be repeated.") = None,
+    target: _option(list[str] | None, "A further gene to ask for; can be repeated.") = None,
     epochs: Epochs = 3,
     n_hvg: _option(int, "Highly variable genes to use, beside the perturbed ones.", min=2) = 5000,
     seed: Seed = 0, resume: Resume = False,
@@ -278,12 +293,11 @@ def perturb_fit(
     _say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #0206e320
-@perturb.command("predict", epilog="Example: scformer perturb predict run KLF1+CBL CBL -o predicted.csv")
-@report_errors()
+@_command("perturb predict run KLF1+CBL CBL -o predicted.csv", perturb, "predict")
 def perturb_predict(
     run: Run,
-    conditions: Annotated[list[str], typer.Argument(metavar="PERTURBATION...", help="A or A+B, by gene names.")],
-    out: _option(Path, "New .csv or .h5ad: mean log expression, a row a perturbation.", "-o", "--out"),
+    conditions: _argument(list[str], "A or A+B, by gene names.", "PERTURBATION..."),
+    out: _option(Path, _PREDICTED, "-o", "--out"),
 ):
     "Predict mean expression after perturbations; `control` is what they are compared with."
     _check_new_file(out, ".csv", ".h5ad")
@@ -322,33 +336,34 @@ def _summary(metrics: dict[str, dict[str, float]]) -> str: # text
     return table.to_string(float_format="{:.3f}".format, na_rep="") if table.size else "no numbers"
 
 # %% ../nbs/52_cli.ipynb #5c2dbe5d
-def _run(page: str, data: list[str], out: Path | None, given: list[str], quick: bool, as_json: bool) -> None:
+def _run(page: str, data: list[str], out: Path | None, given: list[str], quick: bool,
+        as_json: bool) -> None:
     "Run a page, say what came out and where it lies"
     from scformer_nb.runner import find_page, run_page, to_json
     out = out or Path("out") / page
     metrics = run_page(find_page(page), data, out, given, quick, show=_watched())
-    _say(to_json(metrics) if as_json else f"{_summary(metrics['metrics'])}\n\n{out / 'report.html'}")
+    text = f"{_summary(metrics['metrics'])}\n\n{out / 'report.html'}"
+    _say(to_json(metrics) if as_json else text)
 
 # %% ../nbs/52_cli.ipynb #db20c116
-@app.command(epilog="Example: scformer run integration my.h5ad -p label_key=my_label -p batch_key=plate -o out/mine")
-@report_errors()
+@_command("run integration my.h5ad -p label_key=type -p batch_key=plate -o out/mine")
 def run(
-    page: Annotated[str | None, typer.Argument(metavar="PAGE", help="clustering, integration, ...; --list shows all.")] = None,
-    data: Annotated[list[str] | None, typer.Argument(metavar="DATA", help=_DATA)] = None,
+    page: _argument(str | None, "clustering, integration, ...; --list shows all.", "PAGE") = None,
+    data: _argument(list[str] | None, _DATA, "DATA") = None,
     out: Folder = None, given: Given = None, quick: Quick = False,
     show: _option(bool, "Show the pages, or the parameters of PAGE.", "--list") = False,
     as_json: AsJson = False,
 ):
-    "Run an experiment of the papers on your data, beside baselines: report.html, metrics.json, figures, notebook."
+    "Run an experiment of the papers on your data: report, metrics, figures and notebook."
     if show:
         return _say(_list(page, as_json))
     if page is None or not data:
-        raise ValueError("name a page and the data: scformer run clustering my.h5ad; --list shows the pages")
+        raise ValueError("name a page and the data: scformer run clustering my.h5ad; "
+            "--list shows the pages")
     _run(page, data, out, given or [], quick, as_json)
 
 # %% ../nbs/52_cli.ipynb #526de67b
-@app.command(epilog="Example: scformer compare-species human.h5ad mouse.h5ad --label-key cell_type -o out/species")
-@report_errors()
+@_command("compare-species human.h5ad mouse.h5ad --label-key cell_type -o out/species")
 def compare_species(
     first: Data, second: Data,
     label_key: _option(str, "Column of obs with the cell type, in both.") = "cell_type",
@@ -362,7 +377,7 @@ def compare_species(
 
 # %% ../nbs/52_cli.ipynb #0ae0c002
 def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # metrics by method
-    "Train on pbmc68k_reduced and write all files; the metrics come last, so that they say that the rest is there"
+    "Train on pbmc68k_reduced and write all files, the metrics last: where they are, the rest is"
     import scanpy as sc
 
     import scformer_nb as scf
@@ -372,7 +387,8 @@ def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # m
     pca = sc.pp.pca(scf.data.preprocess(adata), copy=True).obsm["X_pca"]
     model = scf.ScFormer(adata).fit(max_epochs)
     model.annotate(adata)
-    metrics = {"PCA": evaluate(pca, adata.obs), "scFormer": evaluate(adata.obsm["X_scformer"], adata.obs)}
+    embeddings = {"PCA": pca, "scFormer": adata.obsm["X_scformer"]}
+    metrics = {name: evaluate(Z, adata.obs) for name, Z in embeddings.items()}
     write_h5ad(adata, folder / "pbmc68k_reduced.h5ad")
     model.save(folder / "model", overwrite=True)
     plot_umap(adata, color=["cell_type"]).savefig(folder / "umap.png", dpi=150)
@@ -381,8 +397,7 @@ def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # m
     return metrics
 
 # %% ../nbs/52_cli.ipynb #4a09a234
-@app.command(epilog="Example: scformer demo --out out/demo")
-@report_errors()
+@_command("demo --out out/demo")
 def demo(
     out: _option(Path, "Folder for the results.", "-o", "--out") = Path("out/demo"),
     max_epochs: _option(int, "Passes over the cells.", min=1) = 15,
@@ -393,7 +408,8 @@ def demo(
         _say(f"{out} holds a finished demo; remove the folder to run it again")
     except (OSError, ValueError, TypeError, AttributeError):
         if out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-            raise FileExistsError(f"{out} is not empty and holds no finished demo; name another folder with -o") from None
+            raise FileExistsError(f"{out} is not empty and holds no finished demo; "
+                "name another folder with -o") from None
         with lock_folder(out):
             shown = _summary(_run_demo(out, max_epochs))
     files = sorted(p for p in out.iterdir() if p.name != ".lock")
