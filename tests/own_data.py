@@ -3,7 +3,7 @@ import nbformat
 import scanpy as sc
 from test_pages import defaults
 
-from scformer_nb.data import simulate
+from scformer_nb.simulate import simulate
 
 
 def own_file(folder):

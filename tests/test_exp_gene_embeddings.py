@@ -8,7 +8,7 @@ import papermill as pm
 import pytest
 import scipy.sparse as sp
 
-from scformer_nb.data import simulate
+from scformer_nb.simulate import simulate
 
 PAGE = notebooks.ROOT / "nbs/22_exp_gene_embeddings.ipynb"
 

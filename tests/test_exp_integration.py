@@ -7,7 +7,7 @@ import scipy.sparse as sp
 from own_data import own_parameters, shown
 from test_pages import run
 
-from scformer_nb.data import simulate
+from scformer_nb.simulate import simulate
 
 PAGE = notebooks.ROOT / "nbs/21_exp_integration.ipynb"
 FEW = ["PCA", "scFormer"]

@@ -482,7 +482,7 @@ import sys, warnings
 from contextlib import nullcontext
 from dataclasses import replace
 warnings.simplefilter("ignore")
-from scformer_nb.data import simulate
+from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from notebooks import FLOORS, ROOT, code, exported, floor, home_of, modules, pag
 # ---- who imports whom
 
 def rank(page):
-    "The import order: A0 to A2, the numbers, the rest of the appendix; the tour and the index may import all."
+    "The import order: A0 to A4, the numbers, the rest of the appendix; the tour and the index may import all."
     if floor(page) is None:
         return 300
     if page.stem[0] != "A":
         return 100 + int(page.stem[:2])
     number = int(re.match(r"A(\d+)", page.stem)[1])
-    return number if number <= 2 else 200 + number
+    return number if number <= 4 else 200 + number
 
 
 def imported(source):
@@ -70,9 +70,9 @@ def direct(needs):
 
 
 def column(page):
-    "The floor under which a page is drawn: of the appendix, A0 to A2 lie under the foundations."
+    "The floor under which a page is drawn: of the appendix, A0 to A4 lie under the foundations."
     if floor(page) == "Appendix":
-        return "Foundations" if rank(page) <= 2 else "Shell"
+        return "Foundations" if rank(page) <= 4 else "Shell"
     return floor(page)
 
 
