@@ -37,7 +37,7 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page 11_exp_integration "kang_pbmc pancreas_5tech pbmc_3chem"; \
 	page 12_exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
 	page 13_exp_ablation "pancreas_5tech pbmc_3chem"; \
-	page 14_exp_perturbation "simulated papalexi norman"; \
+	page 34_exp_perturbation "simulated papalexi norman"; \
 	page 24_exp_cross_species "simulated cortex pancreas pbmc"
 
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
