@@ -207,7 +207,7 @@ def text_column(
         raise KeyError(f"{argument}={key!r} is not in obs: name one of {known}{way_out}")
     return obs[key].astype(object).map(str, na_action="ignore").to_numpy()
 
-# %% ../nbs/09_metrics.ipynb #09727bf8
+# %% ../nbs/09_metrics.ipynb #32a92369
 MISSING_WORDS = {"", "nan", "na", "n/a", "<na>", "none", "null"}
 
 
@@ -263,7 +263,7 @@ def _group_codes(
         f"no {use} metrics", UserWarning, stacklevel=3)
     return None
 
-# %% ../nbs/09_metrics.ipynb #7ec8a33d
+# %% ../nbs/09_metrics.ipynb #d138841f
 def _labelled(
     X: np.ndarray, # (cells, dims) of `check_embedding`
     groups: pd.DataFrame, # of `_read_groups`
@@ -274,8 +274,9 @@ def _labelled(
     if "label" in groups:
         known = groups["label"].notna().to_numpy()
     if known.any() and not known.all():
-        left_out = f"{(~known).sum()} of {len(X)} cells have no label and are left out"
-        warnings.warn(left_out, UserWarning, stacklevel=3)
+        warnings.warn(
+            f"{(~known).sum()} of {len(X)} cells have no label and are left out",
+            UserWarning, stacklevel=3)
         X, groups = X[known], groups[known]
     if len(X) < 2 or np.ptp(X, axis=0).max() < 1e-100:
         raise ValueError(
@@ -330,8 +331,9 @@ def evaluate(
     scores = {}
     if "label" in codes:
         if k >= len(X):
-            fewer = f"{len(X)} cells are too few for k={k} neighbours: k={len(X) - 1} is taken"
-            warnings.warn(fewer, UserWarning, stacklevel=2)
+            warnings.warn(
+                f"{len(X)} cells are too few for k={k} neighbours: k={len(X) - 1} is taken",
+                UserWarning, stacklevel=2)
         adata = knn_graph(X, groups, min(k, len(X) - 1))
         scores = best_louvain(adata, seed) | {"ASW_cell": (asw["label"] + 1) / 2}
         scores["AvgBIO"] = np.mean([scores[m] for m in ("NMI", "ARI", "ASW_cell")])
