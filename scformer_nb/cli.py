@@ -152,7 +152,7 @@ Folder = _option(Path | None, _FOLDER, "-o", "--out")
 @_command("datasets --json")
 def datasets(as_json: AsJson = False):
     "List the data sets that DATA can name."
-    from scformer_nb.data import datasets
+    from scformer_nb.datasets import datasets
     table = datasets()[["cells", "genes", "labels", "batches", "kind"]]
     text = table.astype(object).fillna("").to_string()
     _say(table.to_json(orient="index", indent=1) if as_json else text)
@@ -213,7 +213,7 @@ def fit(
     "Train a model on cells."
     if _first():
         _check_run_folder(out, resume)
-    from scformer_nb.data import load
+    from scformer_nb.datasets import load
     from scformer_nb.scformer import ScFormer
     from scformer_nb.training import DEFAULT, PAPER
     recipe = PAPER if preset == "paper" else DEFAULT
@@ -233,7 +233,7 @@ def embed(
 ):
     "Embed cells, those of training or new ones, with a fitted model."
     _check_new_file(out, ".h5ad")
-    from scformer_nb.data import load
+    from scformer_nb.datasets import load
     from scformer_nb.scformer import ScFormer
     from scformer_nb.writable import check_writable
     model, adata = ScFormer.load(run), load(data)
@@ -252,8 +252,8 @@ def evaluate(
     as_json: AsJson = False,
 ):
     "Score an embedding: cell types kept apart (AvgBIO), batches mixed (AvgBATCH)."
-    from scformer_nb.data import load
-    from scformer_nb.evaluation import evaluate
+    from scformer_nb.datasets import load
+    from scformer_nb.metrics import evaluate
     from scformer_nb.runner import to_json
     adata = load(data)
     if basis not in adata.obsm:
@@ -284,7 +284,7 @@ def perturb_fit(
 ):
     "Train on control cells and the perturbations of a screen."
     _check_run_folder(out, resume)
-    from scformer_nb.data import load
+    from scformer_nb.datasets import load
     from scformer_nb.perturbation import PerturbationModel
     model = PerturbationModel(load(data), condition_key, batch_key, layer, direction, target or [],
         gene_sets, n_hvg, seed=seed)
@@ -381,9 +381,9 @@ def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # m
     import scanpy as sc
 
     import scformer_nb as scf
-    from scformer_nb.evaluation import evaluate
+    from scformer_nb.metrics import evaluate
     from scformer_nb.plots import plot_history, plot_umap
-    adata = scf.data.load("pbmc68k_reduced")
+    adata = scf.datasets.load("pbmc68k_reduced")
     pca = sc.pp.pca(scf.data.preprocess(adata), copy=True).obsm["X_pca"]
     model = scf.ScFormer(adata).fit(max_epochs)
     model.annotate(adata)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HEADS', 'HeadSizes', 'HeadInput', 'Head', 'value_loss', 'mlp', 'MaskedGenes', 'elastic_cell_similarity',
            'CellSimilarity', 'ReverseGradient', 'BatchClassifier', 'GeneQuery', 'CellValues', 'expressed_loss',
-           'Expressed', 'count_loss', 'Counts', 'Heads', 'today_name']
+           'Expressed', 'count_loss', 'Counts', 'Heads', 'upgrade_weights']
 
 # %% ../nbs/05_heads.ipynb #99bd4876
 from dataclasses import dataclass
@@ -263,11 +263,11 @@ class Heads(nn.Module):
         return sum(self.weights[name] * value for name, value in losses.items())
 
 # %% ../nbs/05_heads.ipynb #c6e30aaa
-def today_name(
-    name: str, # of a tensor in a saved model
-    heads: Heads, # of the network that is to hold it
-) -> str | None: # its name today; None for a head that is off
-    "Where the weights of an older version belong."
-    name = name.replace("heads.count_batch.", "heads.count.batch.")
-    off = tuple(f"heads.{head}." for head in HEADS if head not in heads)
-    return None if name.startswith(off) else name
+def upgrade_weights(
+    weights: dict[str, torch.Tensor], # as saved
+    network: nn.Module, # with `heads`
+) -> dict[str, torch.Tensor]: # under today's names, without those of heads that are off
+    "Weights of an older version, ready for `network.load_state_dict`."
+    renamed = {k.replace("heads.count_batch.", "heads.count.batch."): w for k, w in weights.items()}
+    off = tuple(f"heads.{name}." for name in HEADS if name not in network.heads)
+    return {k: w for k, w in renamed.items() if not k.startswith(off)}

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from sklearn.neighbors import NearestNeighbors
 
 from .scformer import ScFormer
-from .data import _check_key, check_adata
+from .data import check_column, check_adata
 from .metrics import check_embedding
 
 # %% ../nbs/14_mapping.ipynb #e62a7161

@@ -30,7 +30,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from . import __version__
-from .model_files import FORMAT, read_facts, write_model
+from .model_files import FORMAT, read_facts, read_weights, write_model
 from .scformer import ScFormer
 from .binning import bin_values
 from .effects import EffectModel, fit_effects
@@ -41,7 +41,7 @@ from .model import Encoder
 from .perturbation_models import pair_cells
 from .screens import averaging_matrix, canonical, check_gene_sets, class_of, genes_of, is_control, list_names, parse_condition, prepare_screen, profile, split_perturbations
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, read_gmt
-from .training import _prepare_folder
+from .training import run_folder
 from .svd_init import gene_loadings
 
 # %% ../nbs/33_perturbation.ipynb #1ca37687
@@ -637,18 +637,6 @@ def read(self: _Run, path: Path, identity: str) -> None:
     self.task.rng.bit_generator.state = rng
     self.best, self.rows = state["best"], state["rows"]
 
-# %% ../nbs/33_perturbation.ipynb #a936c438
-@contextmanager
-def _run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
-    "The folder of a run, for this process alone and without what a killed one left"
-    if run_dir is None:
-        yield None
-        return
-    with lock_folder(_prepare_folder(run_dir, resume)) as folder:
-        for left in [*folder.glob(".last.ckpt.*"), *folder.glob(".history.csv.*")]:
-            left.unlink()
-        yield folder
-
 # %% ../nbs/33_perturbation.ipynb #cf2f0fd3
 def _check_fit(m: PerturbationModel, max_epochs: int, run_dir, resume: bool) -> None:
     "Raises ValueError for what cannot be trained"
@@ -672,7 +660,7 @@ def fit(self: PerturbationModel,
 ) -> "PerturbationModel": # itself
     "Train, keep the epoch with the least error on held-out perturbations; losses in `history`."
     _check_fit(self, max_epochs, run_dir, resume)
-    with _run_folder(run_dir, resume) as folder:
+    with run_folder(run_dir, resume) as folder:
         task = PerturbationTask(self)
         run, identity = _Run(task), task.identity() if folder else ""
         if resume and (folder / "last.ckpt").exists():
@@ -778,7 +766,7 @@ def save(self: PerturbationModel,
     facts = dict(format=FORMAT, kind="perturbation", versions=versions, settings=self.settings,
         recipe=self.recipe.as_saved(), history=self.history.to_dict("records"), names=m.names,
         genes=self.vocab.genes, specials=list(self.vocab.specials), shared=m.shared)
-    _write_model(Path(folder), tensors, facts, overwrite)
+    write_model(folder, tensors, facts, overwrite)
 
 # %% ../nbs/33_perturbation.ipynb #d326eaf9
 def _load_effects(tensors: dict[str, torch.Tensor], facts: dict) -> EffectModel:
@@ -809,9 +797,8 @@ def load(cls: PerturbationModel,
     folder: str | Path, # of `save`
 ) -> "PerturbationModel":
     "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
-    tensors, facts = _read_model(Path(folder))
-    if facts.get("kind") != "perturbation":
-        raise ValueError(f"{folder} holds no perturbation model; load it with ScFormer.load")
+    facts = read_facts(folder, kind="perturbation")
+    tensors = read_weights(folder, may_be_nan=("effects.own",))
     try:
         model = _rebuild(cls.__new__(cls), tensors, facts)
     except (AttributeError, KeyError, TypeError, RuntimeError) as e:

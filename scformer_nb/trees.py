@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import cophenet, dendrogram, linkage
 from scipy.spatial.distance import squareform
 
-from .data import _nearest
-from .evaluation import _palette
+from .io import nearest_name
+from .plots import palette
 from .wasserstein import cells_by_type
 
 # %% ../nbs/43_trees.ipynb #a0e3f18f
@@ -174,7 +174,7 @@ def plot_taxonomy(
                link_color_func=lambda k: "0.4")
     names = [] if tree is None else list(dict.fromkeys(tree[level]))
     for text in ax.get_yticklabels() if names else []:
-        text.set_color(to_hex(_palette(len(names))[names.index(tree.loc[text.get_text(), level])]))
+        text.set_color(to_hex(palette(len(names))[names.index(tree.loc[text.get_text(), level])]))
     ax.set_xticks([])
     ax.spines[:].set_visible(False)
     return ax.figure

@@ -6,8 +6,8 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from scformer_nb.data import preprocess
-from scformer_nb.simulate import simulate
 from scformer_nb.saucie import batch_loss, remove_batches, saucie, saucie_clusters, unit_variance
+from scformer_nb.simulate import simulate
 
 CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch
 
