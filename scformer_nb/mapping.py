@@ -16,8 +16,7 @@ from fastcore.basics import patch
 from sklearn.neighbors import NearestNeighbors
 
 from .scformer import ScFormer
-from .data import check_column, check_adata
-from .metrics import check_embedding
+from .data import check_adata
 
 # %% ../nbs/14_mapping.ipynb #e62a7161
 def nearest_cells(
@@ -90,7 +89,7 @@ def _check_reference(
     alpha: float, # share of cells
 ) -> None:
     "Raises ValueError for what cannot be a reference."
-    _check_embedding(embedding, len(labels))
+    check_embedding(embedding, len(labels))
     if missing := int((labels.codes < 0).sum()):
         raise ValueError(f"{missing} of {len(labels)} reference cells have no label; drop them")
     if "unknown" in labels.categories:
@@ -145,7 +144,7 @@ def transfer(self: Reference,
 ) -> pd.DataFrame: # (query cells) label, with "unknown"; confidence in [0, 1]; nearest
     "Label, confidence and the rule for unknown cells. Raises ValueError for another size."
     embedding, names = np.asarray(embedding), self.labels.categories
-    _check_embedding(embedding, len(embedding))
+    check_embedding(embedding, len(embedding))
     n_dims, expected = embedding.shape[1], self.embedding.shape[1]
     if n_dims != expected:
         raise ValueError(f"the query has {n_dims} dimensions, the reference {expected}: "
@@ -171,7 +170,7 @@ def build_reference(
     "Embed and index annotated cells. Raises ValueError for missing labels."
     if not isinstance(adata, AnnData):
         check_adata(adata) # says what is wrong
-    labels, batch_key = _check_key(adata.obs, label_key, "label_key"), model.settings["batch_key"]
+    labels, batch_key = check_column(adata.obs, label_key, "label_key"), model.settings["batch_key"]
     batches = adata.obs[batch_key].astype(str).to_numpy() if batch_key in adata.obs else None
     Z = model.embed_cells(adata, unseen_batch, layer)
     reference = Reference(Z, labels, batches, k, alpha)

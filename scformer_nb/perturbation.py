@@ -13,7 +13,6 @@ import json
 import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -31,15 +30,17 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .model_files import FORMAT, read_facts, read_weights, write_model
-from .scformer import ScFormer
 from .binning import bin_values
 from .effects import EffectModel, fit_effects
 from .ledger import digest
 from .heads import GeneQuery, mlp
-from .io import hint, lock_folder, moved, new_file, write_text
+from .io import hint, moved, new_file, write_text
 from .model import Encoder
 from .perturbation_models import pair_cells
-from .screens import averaging_matrix, canonical, check_gene_sets, class_of, genes_of, is_control, list_names, parse_condition, prepare_screen, profile, split_perturbations
+from .scformer import ScFormer
+from .screens import averaging_matrix, canonical, check_gene_sets, class_of, genes_of
+from .screens import is_control, list_names, parse_condition, prepare_screen, profile
+from .screens import split_perturbations
 from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, read_gmt
 from .training import run_folder
 from .svd_init import gene_loadings

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .baselines import quietly
 from .screens import genes_of, mark_genes, parse_condition, profile
 
 # %% ../nbs/31_perturbation_models.ipynb #ff95f50f
@@ -205,7 +204,7 @@ def _gears_data(train: ad.AnnData, folder: Path, sets_of: dict[str, set], seed: 
 @contextmanager
 def _silence():
     "As for the other baselines, and no progress bars: GEARS reports every 50 steps"
-    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), _quietly():
+    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), quietly():
         yield
 
 # %% ../nbs/31_perturbation_models.ipynb #cee4a6b0

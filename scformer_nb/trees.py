@@ -21,7 +21,6 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import cophenet, dendrogram, linkage
 from scipy.spatial.distance import squareform
 
-from .io import nearest_name
 from .plots import palette
 from .wasserstein import cells_by_type
 
@@ -107,7 +106,7 @@ def prune(
 ) -> pd.DataFrame: # (types, levels) in the order of `types`
     "The tree of these types alone. Raises ValueError for a type that the tree lacks."
     if lacking := [str(t) for t in types if t not in tree.index]:
-        hint = ", ".join(lacking) + _nearest(lacking[0], tree.index)
+        hint = ", ".join(lacking) + nearest_name(lacking[0], tree.index)
         raise ValueError(f"the tree lacks {len(lacking)} of {len(types)} types: {hint}")
     if more := [t for t in tree.index if t not in set(types)]:
         warnings.warn(f"{len(more)} of {len(tree)} types of the tree are not in the data "

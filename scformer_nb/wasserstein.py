@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 
 from .alignment import label_transfer, mean_over_types
 from .plots import OKABE_ITO
-from .metrics import check_embedding
 
 # %% ../nbs/42_wasserstein.ipynb #6b6c439b
 def transport(
@@ -126,7 +125,7 @@ def cells_by_type(
 ) -> dict: # type: (n, dims) its cells, in the order of the names
     "The classes that are large enough. Raises ValueError for an embedding that does not fit."
     Z, names = np.asarray(embedding), pd.Series(np.asarray(labels, dtype=object))
-    _check_embedding(Z, len(names))
+    check_embedding(Z, len(names))
     if missing := int(names.isna().sum()):
         warnings.warn(f"{missing} of {len(names)} cells{kind} have no label and are left out",
                       UserWarning, stacklevel=4)

@@ -1,4 +1,4 @@
-"""Fixtures that several files share, and the mark `slow`: on tests that say so, and on those in slow.txt, which `pytest --measure` writes anew."""
+"""Fixtures that files share, and the mark `slow`: on tests that say so and those in slow.txt, which `pytest --measure` writes."""
 from collections import defaultdict
 from pathlib import Path
 

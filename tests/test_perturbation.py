@@ -228,13 +228,16 @@ def test_page_on_a_users_file(adata, tmp_path):
     del mine.uns["truth"]
     mine.write_h5ad(tmp_path / "mine.h5ad")
     own = dict(dataset=str(tmp_path / "mine.h5ad"), condition_key="guide", batch_key="", layer="raw", direction="down", gene_sets="")
-    notebook = run(PAGE, tmp_path, **own, methods=METHODS, out=str(tmp_path / "out"))
-    assert not notebook.metadata.papermill.exception
+    run(PAGE, tmp_path, **own, methods=METHODS, out=str(tmp_path / "out"))
     lines = pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True)
-    assert set(lines.method) == {"ceiling", *METHODS} and set(lines.dataset) == {"mine"}
+    assert set(lines.method) == {"ceiling", "start", *METHODS} - {"linear init"} and set(lines.dataset) == {"mine"}
     assert list((tmp_path / "out").glob("perturbation_mine*.png"))
     with pytest.raises(pm.PapermillExecutionError, match="guides"):
         run(PAGE, tmp_path, **own | {"condition_key": "guides"}, methods=METHODS, out=str(tmp_path / "out2"))
+    (tmp_path / "human.gmt").write_text("set\tof genes\tGENE0\tGENE1\tGENE2\n")
+    with pytest.raises(pm.PapermillExecutionError, match="sets of another species"):
+        run(PAGE, tmp_path, **own | {"gene_sets": str(tmp_path / "human.gmt")}, methods=METHODS, out=str(tmp_path / "out3"))
+    assert not (tmp_path / "out3" / "perturbation.jsonl").exists(), "before the first model is trained"
 
 
 def test_page_on_the_published_layout_of_gears(adata, tmp_path, monkeypatch):
@@ -252,8 +255,7 @@ def test_page_on_the_published_layout_of_gears(adata, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "norman.zip", "w") as z:
         z.write(tmp_path / "perturb_processed.h5ad", "norman/perturb_processed.h5ad")
     monkeypatch.setenv("SCFORMER_DATA_DIR", str(tmp_path))
-    notebook = run(PAGE, tmp_path, dataset="norman_gears", gene_sets="", methods=METHODS, out=str(tmp_path / "out"))
-    assert not notebook.metadata.papermill.exception
+    run(PAGE, tmp_path, dataset="norman_gears", gene_sets="", methods=METHODS, out=str(tmp_path / "out"))
     assert set(pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True).dataset) == {"norman_gears"}
 
 

@@ -60,7 +60,10 @@ def test_differences_between_batches_alone_still_count():
     assert gene_loadings(two, np.repeat([0, 1], 3), 5).shape == (150, 1)
 
 
-@pytest.mark.parametrize("error", [ArpackError(-9), ArpackNoConvergence("no", [], []), np.linalg.LinAlgError("no")], ids=lambda e: type(e).__name__)
+FAILURES = [ArpackError(-9), ArpackNoConvergence("no", [], []), np.linalg.LinAlgError("no")]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda e: type(e).__name__)
 def test_an_iteration_that_fails_is_done_densely(monkeypatch, error):
     batch = np.arange(300) % 3
     expected = gene_loadings(bins(300), batch, 10)

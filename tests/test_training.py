@@ -496,7 +496,8 @@ if __name__ == "__main__":
 """
 
 
-LAUNCHERS = {"by itself": [], "by torchrun": ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable]}
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable]
+LAUNCHERS = {"by itself": [], "by torchrun": TORCHRUN}
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
