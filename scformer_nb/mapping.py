@@ -16,7 +16,8 @@ from fastcore.basics import patch
 from sklearn.neighbors import NearestNeighbors
 
 from .scformer import ScFormer
-from .data import check_adata
+from .data import check_adata, check_column
+from .metrics import check_embedding
 
 # %% ../nbs/14_mapping.ipynb #e62a7161
 def nearest_cells(

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .baselines import quietly
 from .screens import genes_of, mark_genes, parse_condition, profile
 
 # %% ../nbs/31_perturbation_models.ipynb #ff95f50f

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from scipy.cluster.hierarchy import cophenet, dendrogram, linkage
 from scipy.spatial.distance import squareform
 
+from .io import nearest_name
 from .plots import palette
 from .wasserstein import cells_by_type
 

@@ -28,6 +28,7 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 
 from .alignment import label_transfer, mean_over_types
+from .metrics import check_embedding
 from .plots import OKABE_ITO
 
 # %% ../nbs/42_wasserstein.ipynb #6b6c439b

@@ -66,7 +66,7 @@ def raised(error):
     (ImportError("harmony needs harmonypy: pip install it"), 2, "pip install it"),
 ])
 def test_every_error_becomes_a_line(error, code, words, scformer, monkeypatch):
-    monkeypatch.setattr("scformer_nb.data.datasets", raised(error))
+    monkeypatch.setattr("scformer_nb.datasets.datasets", raised(error))
     out, said = scformer("datasets", code=code)
     assert not out and said.startswith("error: ") and words in said and "Traceback" not in said
     monkeypatch.setenv("SCFORMER_DEBUG", "1")
@@ -75,7 +75,7 @@ def test_every_error_becomes_a_line(error, code, words, scformer, monkeypatch):
 
 @pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 1)])
 def test_ctrl_c_and_a_closed_pipe_say_nothing(error, code, scformer, monkeypatch):
-    monkeypatch.setattr("scformer_nb.data.datasets", raised(error))
+    monkeypatch.setattr("scformer_nb.datasets.datasets", raised(error))
     assert "error" not in scformer("datasets", code=code)[1]
 
 
@@ -179,7 +179,7 @@ def test_planted_links_are_not_followed(model, cells, scformer, tmp_path):
 
 
 def test_embed_checks_before_it_works(model, cells, scformer, tmp_path, monkeypatch):
-    monkeypatch.setattr("scformer_nb.data.load", raised(AssertionError("work was done")))
+    monkeypatch.setattr("scformer_nb.datasets.load", raised(AssertionError("work was done")))
     for out, words in (("out.csv", "must end in .h5ad"), ("cells.h5ad", "is there already"), ("cells.h5ad/x.h5ad", "cannot write to")):
         assert words in scformer("embed", model, cells, "-o", tmp_path / out, code=2)[1]
 
@@ -188,7 +188,7 @@ def test_numbers_that_are_none_are_null(scformer, cells, monkeypatch):
     adata = simulate(n_cells=60, n_genes=50)
     adata.obsm["X_scformer"] = np.ones((60, 3))
     adata.write_h5ad(cells)
-    monkeypatch.setattr("scformer_nb.evaluation.evaluate", lambda *args: {"NMI": 0.5, "ASW": float("nan")})
+    monkeypatch.setattr("scformer_nb.metrics.evaluate", lambda *args: {"NMI": 0.5, "ASW": float("nan")})
     out = scformer("evaluate", cells, "--label-key", "cell_type", "--json")[0]
     assert json.loads(out, parse_constant=lambda name: 1 / 0) == {"NMI": 0.5, "ASW": None}
 

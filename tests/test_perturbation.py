@@ -72,7 +72,7 @@ def test_doubles_may_be_asked_for_by_other_signs(model):
 def test_gene_sets_of_another_species_stop_before_anything_is_fitted(adata, monkeypatch):
     def never(*a, **k):
         raise AssertionError("the linear model was fitted first")
-    monkeypatch.setattr("scformer_nb.effects.fit_effects", never)
+    monkeypatch.setattr("scformer_nb.perturbation.fit_effects", never)
     human = {name: [g.upper() for g in genes] for name, genes in adata.uns["truth"]["programs"].items()}
     with pytest.raises(ValueError, match="name 0 of 8 perturbed genes .8 when case is ignored: sets of another species"):
         PerturbationModel(adata, gene_sets=human, recipe=SMALL)
