@@ -700,7 +700,7 @@ def check_h5ad(
     import h5py
 
     def check(name, item):
-        if not isinstance(item, h5py.Dataset):
+        if not isinstance(item, h5py.Dataset) or item.shape is None:  # a stored None
             return
         size, stored = item.size * item.dtype.itemsize, item.id.get_storage_size()
         if size > 1e9 + 2000 * stored:  # no compression gains more than a factor of about 1,000

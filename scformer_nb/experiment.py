@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 
 import scformer_nb as scf
 from .baselines import BASELINES, DETERMINISTIC
-from .data import load, preprocess
+from .data import preprocess
+from .datasets import load
 from .ledger import Ledger, digest
 from .ledger import compare as compare_methods
 from .plots import OKABE_ITO, plot_history, plot_methods, save_figure, umap

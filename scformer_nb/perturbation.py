@@ -186,7 +186,7 @@ class PerturbedEncoder(Encoder):
     "The encoder of eq. 5 and 6 with effects of perturbed genes in the input sum."
     def __init__(self, n_tokens: int, n_features: int, r: PerturbationRecipe, n_bins: int):
         super().__init__(n_tokens=n_tokens, n_bins=n_bins, external_sizes=(len(DIRECTIONS) + 1,),
-            dsbn=False, dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, hidden=r.d_ff)
+            dsbn=False, dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, d_ff=r.d_ff)
         self.effect = nn.Linear(n_features, r.dim, bias=False)
 
     def embed(self, b: PairBatch) -> torch.Tensor: # (cells, tokens, dim)
@@ -338,7 +338,7 @@ def _sizes_of(recipe: PerturbationRecipe, init: ScFormer | None) -> Perturbation
     if init is None:
         return recipe
     r = init.recipe
-    sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, d_ff=r.hidden)
+    sizes = dict(dim=r.dim, n_blocks=r.n_blocks, n_heads=r.n_heads, d_ff=r.d_ff)
     return replace(recipe, **sizes, values="bins")
 
 # %% ../nbs/33_perturbation.ipynb #4dcf49ff

@@ -18,7 +18,8 @@ from scipy.cluster.hierarchy import cut_tree
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
 
-from .data import check_adata, load
+from .data import check_adata
+from .datasets import load
 from .simulate import simulate_species
 from scformer_nb.trees import (
     Taxonomy,

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from scformer_nb import cli
-from scformer_nb.data import load
+from scformer_nb.datasets import load
 from scformer_nb.simulate import simulate
 
 COMMANDS = ["datasets", "fit", "embed", "evaluate", "perturb fit", "perturb predict", "run", "compare-species", "demo"]
