@@ -25,8 +25,8 @@ def as_csr(
     if not (low >= 0 and high < np.inf):  # also true of NaN
         found = "NaN" if np.isnan(high) else "infinite values" if high == np.inf else (
             f"negative values (the lowest is {low:g})")
-        raise ValueError(f"X holds {found}, but binning needs finite values of at least 0: pass raw "
-                         "or log-normalised counts, for example adata.layers['counts'], not "
+        raise ValueError(f"X holds {found}, but binning needs finite values of at least 0: pass "
+                         "raw or log-normalised counts, for example adata.layers['counts'], not "
                          "scaled ones.")
     if not X.has_canonical_format or (X.nnz and X.data.min() == 0):
         X = X.copy()

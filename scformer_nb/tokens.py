@@ -55,9 +55,9 @@ SPELLINGS = {  # what may be taken from a name
     "version": lambda name: re.sub(r"^(ENS[A-Z]*\d{11})\.\d+$", r"\1", name),
     "genome prefix": lambda name: re.sub(r"^(GRC[hm]|hg|mm|rn)\d+_+", "", name, flags=re.I),
     "dots and dashes": lambda name: name.replace("-", "."),
+    "genome prefix and version":
+        lambda name: SPELLINGS["version"](SPELLINGS["genome prefix"](name)),
 }
-SPELLINGS["genome prefix and version"] = (
-    lambda name: SPELLINGS["version"](SPELLINGS["genome prefix"](name)))
 
 # %% ../nbs/03_tokens.ipynb #03c01c10
 def _match(known: Sequence[str], names: Sequence[str], spell: Callable = str) -> np.ndarray:
@@ -72,7 +72,7 @@ def _match(known: Sequence[str], names: Sequence[str], spell: Callable = str) ->
 # %% ../nbs/03_tokens.ipynb #e5a5e1a7
 def _mismatch(known: Sequence[str], names: Sequence[str]) -> str:
     "Why names do not match, as far as can be seen, with examples of both."
-    kinds = ["Ensembl ids" if looks_like_ensembl(some) else "gene symbols" for some in (names, known)]
+    kinds = ["Ensembl ids" if looks_like_ensembl(n) else "gene symbols" for n in (names, known)]
     ways = {"case": str.casefold, **SPELLINGS}
     near = {way: len({*map(spell, known)} & {*map(spell, names)}) for way, spell in ways.items()}
     way, why = max(near, key=near.get), ""
@@ -97,29 +97,28 @@ def align_genes(
         kind = max(found, key=lambda kind: found[kind].shape[1])
         columns, numbers = found[kind]
         if len(columns) < len(known) / 2:
-            raise ValueError(f"only {len(columns)} of the model's {len(known)} genes are in the data "
-                             f"(at least half are needed){_mismatch(known, names)}")
+            raise ValueError(f"only {len(columns)} of the model's {len(known)} genes are in the "
+                             f"data (at least half are needed){_mismatch(known, names)}")
         warnings.warn(f"genes were matched without their {kind}: {names[columns[0]]!r} in the data "
                       f"is {known[numbers[0]]!r} in the model", stacklevel=2)
     if missing := len(known) - len(columns):
-        warnings.warn(f"{missing} of the model's {len(known)} genes are not in the data and count as "
-                      f"not expressed; {len(names) - len(columns)} genes of the data are unknown to "
-                      "the model and dropped", stacklevel=2)
+        strange = len(names) - len(columns)
+        warnings.warn(f"{missing} of the model's {len(known)} genes are not in the data and count "
+                      f"as not expressed; {strange} genes of the data are unknown to the model and "
+                      "dropped", stacklevel=2)
     return columns, numbers
 
 # %% ../nbs/03_tokens.ipynb #c80acc14
-def read_gmt(
-    path: str | Path,  # a .gmt file: name, description, genes, separated by tabs
-) -> dict[str, list[str]]:  # gene set -> its genes
-    "Gene sets of a .gmt file. Raises ValueError when a line has no genes."
+def read_gmt(path: str | Path) -> dict[str, list[str]]:
+    "Gene sets of a .gmt file: set -> genes. Raises ValueError when a line has no genes."
     sets = {}
-    for n, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    for n, line in [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]:
         name, *rest = line.split("\t")
-        genes = [g.split(",")[0].strip() for g in rest[1:] if g.strip()]
-        if line.strip() and not genes:
+        sets[name] = [g.split(",")[0].strip() for g in rest[1:] if g.strip()]
+        if not sets[name]:
             raise ValueError(f"{path}, line {n}: a .gmt line is name, description and genes, "
                              "separated by tabs")
-        sets |= {name: genes} if genes else {}
     return sets
 
 # %% ../nbs/03_tokens.ipynb #9182ec50
