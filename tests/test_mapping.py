@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scformer_nb import data
 from scformer_nb.mapping import Reference, build_reference, held_out_neighbours
 from scformer_nb.scformer import ScFormer
+from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
@@ -122,7 +122,7 @@ def test_wrong_use_is_a_clear_error(case):
 
 # ---- with a model
 
-CELLS = data.simulate(200, 60, 3, 2)
+CELLS = simulate(200, 60, 3, 2)
 
 
 @pytest.fixture(scope="module")
