@@ -101,7 +101,7 @@ def test_rare_labels_share_a_threshold():
 
 WRONG = {
     "NaN": (lambda: Reference(np.where(Z > 9, np.nan, Z), LABELS), "NaN or infinite"),
-    "fewer labels": (lambda: Reference(Z, LABELS[:-1]), "obs has 999 rows"),
+    "fewer labels": (lambda: Reference(Z, LABELS[:-1]), "and there are 999 cells: give numbers, one row per cell"),
     "missing labels": (lambda: Reference(Z, [None, *LABELS[1:]]), "1 of 1000 reference cells have no label; drop them"),
     "the word is ours": (lambda: Reference(Z, ["unknown", *LABELS[1:]]), "'unknown' is the name for cells without a label"),
     "k": (lambda: Reference(Z[:10], LABELS[:10]), "k=15 neighbours, but there are 9 cells other reference cells: choose a k from 1 to 9"),
