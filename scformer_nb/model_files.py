@@ -240,7 +240,8 @@ def check_sizes(
 
 # %% ../nbs/A3_model_files.ipynb #618e89ec
 FLOATS = ("F32", "F64", "F16", "BF16")
-TYPES = {torch.float32: FLOATS, torch.int64: ("I64",), torch.bool: ("BOOL",)} # network -> in a file
+TYPES = {torch.float32: FLOATS, torch.int64: ("I64",), torch.bool: ("BOOL",),
+    torch.float64: FLOATS} # network -> in a file
 
 def _mismatch(
     file: safetensors.safe_open, # weights
