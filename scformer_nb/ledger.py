@@ -47,7 +47,7 @@ def plain(value: dict) -> dict:
     return json.loads(json.dumps(value, default=convert), parse_constant=lambda _: None)
 
 # %% ../nbs/11_ledger.ipynb #351e34ae
-RENAMED = {"hidden": "d_ff", "warm_start": "svd_init", "start": "linear_init"} # old field: its name today
+RENAMED = {"hidden": "d_ff", "warm_start": "svd_init"} # old field: its name today
 ABSENT = {"recipe": {"pool": "cls", "value": "mlp"}} # field: what a recipe without it means
 
 
