@@ -126,8 +126,8 @@ def _solve(m: EffectModel, rows: np.ndarray) -> np.ndarray: # (rows, components)
 
 # %% ../nbs/32_effects.ipynb #e5e8b4af
 @patch
-def own_change(self: EffectModel, rows: np.ndarray) -> np.ndarray: # perturbations to use; (targets,)
-    "Change of each target's own expression: observed, else by ridge regression on its level, else 0."
+def own_change(self: EffectModel, rows: np.ndarray) -> np.ndarray: # to learn from; (targets,)
+    "Change of each target's own expression: observed, else by ridge regression on its level or 0."
     seen = ~np.isnan(self.own[rows]).all(0)
     own = np.zeros(len(self.targets))
     own[seen] = np.nanmean(self.own[rows][:, seen], 0)

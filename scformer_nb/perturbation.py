@@ -44,12 +44,10 @@ from .tokens import CellTokens, TokenBatch, Vocabulary, make_batch, read_gmt
 from .training import TrainingTask, train
 
 # %% ../nbs/33_perturbation.ipynb #8d4213cb
-def pool_cells(
-    codes: np.ndarray, # (cells,) perturbation of each cell
-    pool: int, # cells averaged into one target
-    rng: np.random.Generator, # source of randomness
-) -> tuple[np.ndarray, sp.csr_matrix]: # (cells,) target of each cell, (targets, cells) averaging
-    "Cut each perturbation at random into groups of about `pool` cells."
+def pool_cells(codes: np.ndarray, pool: int, rng: np.random.Generator) -> tuple:
+    """Cut each perturbation, (cells,) codes, at random into groups of about `pool` cells.
+
+    The group of each cell, and the (groups, cells) matrix that averages them."""
     order = rng.permutation(len(codes))
     order = order[np.argsort(codes[order], kind="stable")]
     size = np.bincount(codes)
@@ -60,12 +58,8 @@ def pool_cells(
     return group, averaging_matrix(group, int(n_groups.sum()))
 
 # %% ../nbs/33_perturbation.ipynb #15fb8d10
-def bin_centres(
-    X: sp.csr_matrix, # (cells, genes) log expression
-    bins: sp.csr_matrix, # (cells, genes) bins of the same entries
-    n_bins: int = 51, # bins, the zero bin included
-) -> np.ndarray: # (n_bins,) mean log expression; 0 for the zero bin, gaps interpolated
-    "What a bin is worth in expression."
+def bin_centres(X: sp.csr_matrix, bins: sp.csr_matrix, n_bins: int = 51) -> np.ndarray: # (n_bins,)
+    "Mean log expression of the (cells, genes) entries of each bin; 0 for bin 0, gaps interpolated."
     n = np.bincount(bins.data, minlength=n_bins)
     total = np.bincount(bins.data, weights=X.data, minlength=n_bins)
     there = np.flatnonzero(np.r_[True, n[1:] > 0])
@@ -215,10 +209,8 @@ class PerturbationNetwork(nn.Module):
         return out.index_put((cell, gene[cell, place]), own, accumulate=True)
 
 # %% ../nbs/33_perturbation.ipynb #5d290700
-def unseen_cases(
-    names: Sequence[str], # training perturbations
-) -> pd.DataFrame: # condition, unseen ("1/1", ...), rows: numbers of perturbations that may be used
-    "What could be known when each training perturbation is predicted."
+def unseen_cases(names: Sequence[str]) -> pd.DataFrame: # condition, unseen ("1/1", ...), rows
+    "What could be known of training perturbations: numbers of those that each case may use."
     sets, out = [set(parse_condition(c)) for c in names], []
     for c, genes in zip(names, sets, strict=True):
         for hidden in [genes] if len(genes) == 1 else [set(), *({g} for g in sorted(genes)), genes]:
@@ -345,12 +337,9 @@ def _init_genes(m: PerturbationModel) -> None:
 # %% ../nbs/33_perturbation.ipynb #04e2df5e
 @torch.inference_mode()
 def network_change(
-    m: PerturbationModel,
-    queries: Sequence[Query], # perturbations
-    unseen: Sequence[str], # class of each
-    n_cells: int, # control cells to average over
+    m: PerturbationModel, queries: Sequence[Query], unseen: Sequence[str], n_cells: int,
 ) -> np.ndarray: # (queries, genes)
-    "Change beyond what the linear model expects."
+    "What the network adds to what is expected, averaged over control cells, in units of the class."
     device, in_bins = next(m.network.eval().parameters()).device, m.recipe.loss == "ce"
     rows, out = np.arange(min(n_cells, len(m.inputs))), []
     for query in [*queries, make_query(m.effects, "control", rows[:0])]:
@@ -378,12 +367,11 @@ def _hold_out(m: PerturbationModel, cases: pd.DataFrame) -> tuple[list[str], pd.
     return list(held), cases[(genes - used == genes - known) | (not r.linear_init)]
 
 # %% ../nbs/33_perturbation.ipynb #7fe83758
-def gain_factors(
-    unseen: np.ndarray, # (cases,) class of difficulty
-    wanted: np.ndarray, # (cases, genes) what the linear model misses
-    given: np.ndarray, # (cases, genes) what the network adds
-) -> dict[str, float]: # class: factor in [0, 1]; "all": over all classes
-    "Factors on what the network adds, for the least squared error; small classes lean on all."
+def gain_factors(unseen: np.ndarray, wanted: np.ndarray, given: np.ndarray) -> dict[str, float]:
+    """Factors in [0, 1] for the least squared error, of each class and of "all".
+
+    Small classes lean on all. (cases,) classes, and (cases, genes) what the linear model misses
+    and what the network adds."""
     def ratio(i):
         return float(np.clip((wanted[i] * given[i]).sum() / ((given[i] ** 2).sum() + 1e-12), 0, 1))
 
@@ -488,7 +476,7 @@ def train_batches(self: PerturbationTask,
 def draw_case(self: PerturbationTask, condition: str) -> tuple[Query, float]: # scale of its class
     "A random case of a training perturbation; control has nothing to ask for"
     if condition == "control":
-        return make_query(self.model.effects, "control", np.array([], int)), 1.0
+        return make_query(self.model.effects, "control", []), 1.0
     case = self.rng.choice(self.cases_of[condition])
     scale = self.model.settings["scale"].get(self.cases.unseen.iat[case], 1.0)
     return self.cases["query"].iat[case], scale
@@ -515,8 +503,8 @@ def identity(self: PerturbationTask) -> dict[str, object]:
     "What a run and its continuation have in common"
     m = self.model
     fixed = {k: m.settings[k] for k in ("direction", "n_bins", "seed")}
-    parts = m.vocab.genes, m.data.obs[["condition", "batch"]], m.data.X, m.effects.alike
-    return asdict(self.recipe) | fixed | {"cells, genes or gene sets": digest(*parts)}
+    data = digest(m.vocab.genes, m.data.obs[["condition", "batch"]], m.data.X, m.effects.alike)
+    return asdict(self.recipe) | fixed | {"cells, genes or gene sets": data}
 
 # %% ../nbs/33_perturbation.ipynb #c6dc7922
 @patch
@@ -546,17 +534,15 @@ def fit(self: PerturbationModel,
 
 # %% ../nbs/33_perturbation.ipynb #482477d1
 @patch
-def read_condition(self: PerturbationModel,
-    condition: str, # as a user writes it
-) -> str: # the one name
+def read_condition(self: PerturbationModel, condition: str) -> str: # the one name
     "A perturbation to predict. Raises ValueError for other names of control and unknown genes."
     if is_control(condition) and condition != "control":
         raise ValueError(f"{condition!r} is a name of control cells and no gene; ask for 'control'")
-    name = canonical(condition, set(self.vocab.genes))
-    if unknown := genes_of([name]) - set(self.vocab.genes):
+    name, known = canonical(condition, set(self.vocab.genes)), self.vocab.genes
+    if unknown := genes_of([name]) - set(known):
         way_out = hint("in `targets`", "with --target of `perturb fit`")
-        raise ValueError(f"unknown perturbed genes: {list_names(unknown, self.vocab.genes)}; genes "
-            f"that are not in the training data must be named {way_out}")
+        raise ValueError(f"unknown perturbed genes: {list_names(unknown, known)}; genes that are "
+            f"not in the training data must be named {way_out}")
     return name
 
 # %% ../nbs/33_perturbation.ipynb #daffa279
@@ -567,7 +553,8 @@ def predict(self: PerturbationModel,
 ) -> pd.DataFrame: # (perturbations, genes) mean log expression
     "Mean expression after perturbation. Raises ValueError for unknown genes and names of control."
     asked = [conditions] if isinstance(conditions, str) else list(conditions)
-    names, m, linear = [self.read_condition(c) for c in asked], self.effects, self.recipe.linear_init
+    names, m = [self.read_condition(c) for c in asked], self.effects
+    linear = self.recipe.linear_init
     queries = [make_query(m, c, np.arange(len(m.names)), linear) for c in names]
     measured, seen = {"control", *m.names}, genes_of(m.names)
     unseen = ["seen" if c in measured else class_of(c, seen) for c in names]

@@ -239,7 +239,7 @@ MODELS = {
 }
 
 # %% ../nbs/31_perturbation_models.ipynb #34866cd6
-def predict_with(name: str, train: ad.AnnData, conditions: Sequence[str], **options) -> pd.DataFrame:
+def predict_with(name: str, train: ad.AnnData, asked: Sequence[str], **options) -> pd.DataFrame:
     "Predictions of one of `MODELS`; options that it does not take are left out."
-    model = MODELS[name]
-    return model.predict(train, conditions, **{k: options[k] for k in model.options if k in options})
+    given = {k: options[k] for k in MODELS[name].options if k in options}
+    return MODELS[name].predict(train, asked, **given)

@@ -208,9 +208,7 @@ def prepare_screen(
 
 # %% ../nbs/30_screens.ipynb #87012f4d
 def mark_genes(conditions: Sequence[str], genes: Sequence[str]) -> sp.csr_matrix:
-    """(perturbations, genes) with 1 at the perturbed genes.
-
-    Raises ValueError for a gene that is not in `genes`."""
+    "(perturbations, genes) with 1 at the perturbed ones. Raises ValueError for an unknown gene."
     number = {str(g): i for i, g in enumerate(genes)}
     hits = [(row, g) for row, c in enumerate(conditions) for g in parse_condition(c)]
     if unknown := {g for _, g in hits} - number.keys():
@@ -253,8 +251,8 @@ def profile(data: ad.AnnData) -> Profiles: # of `prepare_screen`
     top = {name: data.var_names[row].tolist() for name, row in zip(names, order, strict=True)}
     top.pop("control")
     table = pd.DataFrame(mean, names.rename("condition"), data.var_names)
-    control = table.loc["control"].rename(None)
-    return Profiles(table.drop(index="control"), control, size.drop("control"), int(size.iloc[c]), top)
+    control, rest = table.loc["control"].rename(None), table.drop(index="control")
+    return Profiles(rest, control, size.drop("control"), int(size.iloc[c]), top)
 
 # %% ../nbs/30_screens.ipynb #b558e0e2
 def pearson(a: np.ndarray, b: np.ndarray) -> float: # (genes,) each; 0 where one is constant
