@@ -114,7 +114,8 @@ def _play(clouds: list, W: torch.Tensor, shift: torch.Tensor, seed: int, *, max_
     W, shift = W.clone().requires_grad_(), shift.clone().requires_grad_()
     optimizers = [torch.optim.Adam(players, lr, (0.5, 0.99))
                   for players in (discriminator.parameters(), [W, shift])]
-    rng, seen, losses = torch.Generator().manual_seed(seed), [], [(np.nan, np.nan)]
+    rng, best = torch.Generator().manual_seed(seed), (-1.0, 0, (W, shift))
+    seen, losses = [], [(np.nan, np.nan)]
     x, y = (_sample(Z, 600, torch.Generator().manual_seed(seed)) for Z in clouds)
     for step in range(max_steps + 1):
         if step % 25 == 0:
@@ -122,7 +123,7 @@ def _play(clouds: list, W: torch.Tensor, shift: torch.Tensor, seed: int, *, max_
             share = len(mutual_neighbours(x @ now[0] + now[1], y)[0]) / len(x)
             found, fooled = np.mean(losses[-25:], axis=0)
             seen.append(dict(step=step, discriminator=found, generator=fooled, mutual=share))
-            if step == 0 or share > best[0]:
+            if share > best[0]:
                 best = share, step, now
             if step - best[1] >= 25 * patience:
                 break
