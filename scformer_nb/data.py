@@ -304,7 +304,7 @@ def looks_like_ensembl(
     names,  # gene names
 ) -> bool:  # True if most are Ensembl gene ids
     "Whether genes go by Ensembl ids (ENSG..., ENSMUSG..., with or without a version)."
-    hits = [bool(re.fullmatch(r"ENS[A-Z]*G\d{11}(\.\d+)?", str(n))) for n in names]
+    hits = [bool(re.fullmatch(r"ENS[A-Z]*G\d{11}(\.\d+)?", str(n), re.I)) for n in names]
     return sum(hits) > len(hits) / 2
 
 # %% ../nbs/01_data.ipynb #1ea3a2a0

@@ -14,7 +14,8 @@ HOSTILE = [
     "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", '"><svg onload=alert(1)>', "{{ 7 * 7 }}", "{% raw %}",
     "</pre></style></title><script src=//x></script>", "<a href=\"java\tscript:alert(1)\">x</a>", "<iframe srcdoc='<script>1</script>'>",
     "[x](javascript:alert(1))", "<form action=//x><input formaction=javascript:1>", "<div style='background:url(//x)'>",
-    "<div style='background:u\\72l(//x)'>", "<!--><script>alert(1)</script>-->", "<base href=//x>", "<math><mtext><style><img src=x></style>",
+    "<div style='background:u\\72l(//x)'>", "<!--><script>alert(1)</script>-->", "<base href=//x>",
+    "<math><mtext><style><img src=x></style>",
 ]
 
 
