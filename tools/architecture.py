@@ -38,7 +38,7 @@ def imported(source):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
             names.add(node.attr)
-    return {home_of(name) if name[0].isupper() else name for name in names if not name.startswith("__")}
+    return {home_of(name) for name in names if not name.startswith("__")}
 
 
 def imports(page, everything=False):
