@@ -155,9 +155,9 @@ def length_chunks(
 def embed_tokens(
     network: ScFormerNetwork, # weights; set to evaluation
     cells: CellTokens, # cells to embed
-    device: str = "cuda" if torch.cuda.is_available() else "cpu", # where to compute
 ) -> np.ndarray: # (cells, dim) of unit length
     "Cell embeddings `h_c`, scaled to unit length. Raises ValueError when they are not finite."
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).eval()
     Z = np.empty((len(cells), network.recipe.dim), np.float32)
     for rows in length_chunks(cells.lengths):

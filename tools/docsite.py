@@ -291,7 +291,8 @@ def results():
                 yield from our_tables(experiment, runs)
             yield from beside_the_paper(page, runs)
             for file in drawn(experiment):
-                yield f"![{file.stem.replace('_', ' ')}](../{file.relative_to(ROOT).as_posix()})\n"
+                name = file.stem.removeprefix(experiment).replace("_", " ").strip() or "all data sets"
+                yield f"*{name}*\n\n![{heading}: {name}](../{file.relative_to(ROOT).as_posix()})\n"
 
 
 # ---- everything, and the links of what came out
