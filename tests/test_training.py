@@ -529,7 +529,7 @@ if __name__ == "__main__":
 """
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--no_python", sys.executable]
 LAUNCHERS = {"by itself": [], "by torchrun": TORCHRUN}
 
 
