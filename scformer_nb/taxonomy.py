@@ -87,7 +87,7 @@ TYPE_NAMES: dict = {
 
 
 def _label(adata: AnnData, types: pd.Series, leaf: pd.Series | None = None) -> AnnData:
-    "The columns `type` and `leaf`, changed in place; the leaves are the types unless they are given."
+    "The columns `type` and `leaf`, added in place; without finer leaves these are the types."
     adata.obs["type"] = np.asarray(types)
     adata.obs["leaf"] = np.asarray(types if leaf is None else leaf)
     return adata
