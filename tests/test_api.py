@@ -24,9 +24,8 @@ import scanpy as sc
 import scipy.sparse as sp
 import torch
 from scib.metrics import silhouette
-from typer.testing import CliRunner
 
-from scformer_nb import cli, data, model_files, scformer, writable
+from scformer_nb import data, model_files, scformer, writable
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
 from scformer_nb.training import DEFAULT, PAPER
