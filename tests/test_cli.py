@@ -120,7 +120,7 @@ def test_files_and_folders_that_the_commands_refuse(model, scformer, cells, tmp_
     assert "is there already" in said("embed", model, cells, "-o", cells)
     for fit in (["fit"], ["perturb", "fit"]):
         assert "is not empty" in said(*fit, cells, "-o", model)
-    assert "holds no perturbation model" in said("perturb", "predict", model, "A+B", "-o", tmp_path / "out.csv")
+    assert "holds another kind of model" in said("perturb", "predict", model, "A+B", "-o", tmp_path / "out.csv")
     assert "there are none; say --basis" in said("evaluate", cells)
     assert "--accelerator" in said("fit", cells, "-o", tmp_path / "run", "--accelerator", "mps")
     assert "is not a column" in said("fit", cells, "-o", tmp_path / "run2", "--batch-key", "plate")
