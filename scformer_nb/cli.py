@@ -181,7 +181,7 @@ def fit(
     devices: _option(int, "Processes or GPUs.", min=1) = 1,
 ):
     "Train a model on cells."
-    scf.training.check_run_folder(out, resume)
+    scf.runs.check_run_folder(out, resume)
     recipe = scf.training.PAPER if preset == "paper" else scf.training.DEFAULT
     model = scf.ScFormer(scf.load(data), batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
@@ -243,7 +243,7 @@ def perturb_fit(
     seed: Seed = 0, resume: Resume = False,
 ):
     "Train on control cells and the perturbations of a screen."
-    scf.training.check_run_folder(out, resume)
+    scf.runs.check_run_folder(out, resume)
     model = scf.perturbation.PerturbationModel(scf.load(data), condition_key, batch_key, layer,
         direction, target, gene_sets, n_hvg, seed=seed)
     model.fit(epochs, out, resume, is_watched()).save(out, overwrite=True)

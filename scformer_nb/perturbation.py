@@ -616,7 +616,7 @@ SCHEMA = {
     "settings": {"n_genes": int, "direction": str, "n_bins": int, "seed": int,
         "gain": {str: float}, "scale": {str: float}},
     "recipe": dict, "genes": [str], "names": [str], "specials": [str], "shared": float,
-    "history": [{str: (float, None)}], "versions": {str: str},
+    "history": [{str: float | None}], "versions": {str: str},
 }
 
 def _check_facts(facts: dict) -> None:
