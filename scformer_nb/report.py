@@ -38,7 +38,7 @@ def prose(
 _SAFE_TAGS = set("a b blockquote br caption code del div em h1 h2 h3 h4 h5 h6 hr i img li ol p pre "
     "s small span strong sub sup table tbody td tfoot th thead tr ul".split())
 _SAFE_ATTRIBUTES = dict.fromkeys("alt class colspan height rowspan title width".split(), r".*") | {
-    "href": r"(#|mailto:|https?:).*", "src": r"data:image/.*", "style": r"[\w\s:;.%#-]*"}
+    "href": r"(mailto:|https?:|#).*", "src": r"data:image/.*", "style": r"[\w\s:;.%#-]*"}
 
 def harmless(
     html: str, # of any origin
