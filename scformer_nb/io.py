@@ -11,8 +11,8 @@ import contextlib
 import difflib
 import errno
 import os
+import secrets
 import stat
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -47,20 +47,17 @@ def nearest_name(
 ) -> str:  # "; did you mean 'x'?", or "; known are ...", to end a message with
     "A hint at the nearest known name, whatever its case."
     known = [str(k) for k in known]
-    if not known:
-        return "; there are none"
     folded = {k.casefold(): k for k in reversed(known)}
-    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.6)
-    if near:
+    if near := difflib.get_close_matches(str(name).casefold(), folded, n=1):
         return f"; did you mean {folded[near[0]]!r}?"
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
-    return f"; known are {', '.join(map(repr, known[:20]))}{more}"
+    return f"; known are {', '.join(map(repr, known[:20]))}{more}" if known else "; there are none"
 
 # %% ../nbs/A0_io.ipynb #72bed189
 def regular_file(
     path: str | Path,  # a file that should be there
 ) -> Path:  # the same path
-    "The path, if it is an ordinary file. Raises FileNotFoundError, and ValueError for a folder, pipe or device."
+    "An ordinary file. Raises FileNotFoundError, and ValueError for a folder, pipe or device."
     path = Path(path)
     try:
         mode = path.stat().st_mode
@@ -71,7 +68,8 @@ def regular_file(
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path} is a folder, and a file is needed: name a file in it")
     if not stat.S_ISREG(mode):
-        raise ValueError(f"{path} is a pipe or a device, and an ordinary file is needed: copy it to one")
+        raise ValueError(f"{path} is a pipe or a device, and an ordinary file is needed: copy it "
+                         "to one")
     return path
 
 # %% ../nbs/A0_io.ipynb #142757b8
@@ -80,57 +78,39 @@ def _reason(error: OSError) -> str:
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return "no space is left for it" if error.errno in full else (error.strerror or str(error))
 
-# %% ../nbs/A0_io.ipynb #8a770ec4
-def _move_new(new: Path, path: Path, overwrite: bool):
-    "Give a finished file its name; without `overwrite` a name that is taken is never taken over."
-    if not overwrite:
-        try:
-            os.link(new, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            if path.exists():
-                raise FileExistsError(errno.EEXIST, "file exists", str(path)) from None
-        else:
-            new.unlink()
-            return
-    os.replace(new, path)
-
 # %% ../nbs/A0_io.ipynb #397432c1
 @contextlib.contextmanager
 def new_file(
     path: str | Path,  # where the file shall lie
     overwrite: bool = False,  # replace a file that is there
 ) -> Iterator[Path]:  # where to write: a new empty file beside `path`
-    "Write beside, move at the end. Raises FileExistsError, and OSError that says why a file cannot be written."
+    "Write beside, move at the end. Raises FileExistsError, and OSError that says why."
     path = Path(path)
-    taken = f"{path} is there already; {hint('choose another name, or remove it', 'name another with -o, or remove it')}"
+    way = hint("choose another name, or remove it", "name another with -o, or remove it")
+    taken = f"{path} is there already; {way}"
     if not overwrite and (path.exists() or path.is_symlink()):
         raise FileExistsError(taken)
+    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:80]}.", dir=path.parent)
+        new.touch(exist_ok=False)  # O_EXCL
     except OSError as e:
         raise OSError(f"cannot write {path}: {_reason(e)}") from None
-    os.close(handle)
-    new = Path(name)
     try:
         yield new
-        os.chmod(new, 0o666 & ~_umask())
-        _move_new(new, path, overwrite)
+        if overwrite:
+            os.replace(new, path)
+            return
+        try:
+            os.link(new, path)  # at once, or FileExistsError where the name is taken by now
+        except PermissionError:  # a file system without hard links
+            os.replace(new, path)
     except FileExistsError:
         raise FileExistsError(taken) from None
     except OSError as e:
         raise OSError(f"cannot write {path}: {_reason(e)}") from e
     finally:
         new.unlink(missing_ok=True)
-
-# %% ../nbs/A0_io.ipynb #ad7028b3
-def _umask() -> int:
-    "The permissions that new files of this process do not get."
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 # %% ../nbs/A0_io.ipynb #ce3ae15b
 def write_bytes(
@@ -145,10 +125,7 @@ def write_bytes(
     return Path(path)
 
 
-def write_text(
-    path: str | Path,  # where to
-    text: str,  # all of it
-) -> Path:  # the file
+def write_text(path: str | Path, text: str) -> Path:
     "Write a text file whole or not at all."
     return write_bytes(path, text.encode())
 
@@ -160,7 +137,7 @@ _HELD: set[Path] = set()
 def lock_folder(
     folder: str | Path,  # made if need be
 ) -> Iterator[Path]:  # the folder
-    "A folder for this process alone. Raises ValueError where another run is at work, OSError where it cannot be written."
+    "A folder for this process alone. Raises ValueError where another run is at work, OSError."
     import filelock
     folder = Path(folder)
     other = hint("choose another folder", "name another folder with -o")
@@ -190,12 +167,11 @@ def moved(
     places: dict[str, str],  # old name: "module" or "module.new_name", within the package
 ) -> Callable[[str], object]:  # the old module's `__getattr__`
     "Forward old names to their new places, with a DeprecationWarning."
-    package = module.split(".")[0]
-
     def __getattr__(name):
         if name not in places:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         place, _, new = places[name].partition(".")
-        warnings.warn(f"{module}.{name} is now {package}.{place}.{new or name}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(f"{package}.{place}"), new or name)
+        place, new = f"{module.split('.')[0]}.{place}", new or name
+        warnings.warn(f"{module}.{name} is now {place}.{new}", DeprecationWarning, stacklevel=2)
+        return getattr(import_module(place), new)
     return __getattr__

@@ -182,7 +182,8 @@ def check_sizes(
 
 # %% ../nbs/A3_model_files.ipynb #618e89ec
 FLOATS = ("F32", "F64", "F16", "BF16")
-TYPES = {torch.float32: FLOATS, torch.int64: ("I64",), torch.bool: ("BOOL",)} # network -> in a file
+TYPES = {torch.float32: FLOATS, torch.int64: ("I64",), torch.bool: ("BOOL",),
+    torch.float64: FLOATS} # network -> in a file
 
 def mismatch(file: safetensors.safe_open, expected: dict, names: dict) -> str | None:
     "The first tensor that differs; `names` leads from today's names to those in the file."

@@ -153,9 +153,9 @@ TOKENS = 16384 # of a mini-batch, padding included, when cells are embedded
 def embed_tokens(
     network: ScFormerNetwork, # weights; set to evaluation
     cells: CellTokens, # cells to embed
-    device: str = "cuda" if torch.cuda.is_available() else "cpu", # where to compute
 ) -> np.ndarray: # (cells, dim) of unit length
     "Cell embeddings `h_c`, scaled to unit length. Raises ValueError when they are not finite."
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).eval()
     Z = np.empty((len(cells), network.recipe.dim), np.float32)
     order = np.argsort(-cells.lengths, kind="stable")

@@ -20,10 +20,11 @@ def draw_counts(
     rng: np.random.Generator,  # source of randomness
     share: np.ndarray,  # (cells, genes) relative rates
     library: np.ndarray,  # (cells,) expected counts per cell
+    shape: float = 2,  # of the gamma; the higher, the less noise
 ) -> sp.csr_matrix:  # (cells, genes)
-    "Negative binomial counts (a Poisson with a gamma rate of shape 2)."
+    "Negative binomial counts: a Poisson with a gamma rate."
     mean = share * (library / share.sum(axis=1))[:, None]
-    return sp.csr_matrix(rng.poisson(rng.gamma(2, mean / 2)), dtype=np.float32)
+    return sp.csr_matrix(rng.poisson(rng.gamma(shape, mean / shape)), dtype=np.float32)
 
 # %% ../nbs/A2_simulate.ipynb #fb49c37c
 def simulate(
@@ -59,74 +60,51 @@ def simulate(
 
 # %% ../nbs/A2_simulate.ipynb #c950448a
 def _sparse_normal(rng: np.random.Generator, shape: tuple, share: float) -> np.ndarray:
-    "Normal draws, of which only a share is not zero"
+    "Normal draws, of which only a share is not zero."
     return rng.normal(0, 1, shape) * (rng.random(shape) < share)
 
 # %% ../nbs/A2_simulate.ipynb #6924811e
-def _draw_network(rng: np.random.Generator, n_genes: int, n_targets: int) -> dict: # of arrays
-    "Programs, strengths and synergy of the targets, which are the first genes"
+def _draw_network(rng: np.random.Generator, n_genes: int, n_targets: int) -> dict:
+    "Programs, strengths and synergy of the targets, which are the first genes."
     own = 0.5 * _sparse_normal(rng, (n_targets, n_genes), 0.06)
     own[range(n_targets), range(n_targets)] = 1.5
-    return dict(
-        own=own,
-        program=np.arange(n_targets) % 4,
-        strength=rng.uniform(0.7, 1.3, n_targets),
-        effect=_sparse_normal(rng, (4, n_genes), 0.25),
-        synergy=1.2 * _sparse_normal(rng, (1, n_genes), 0.2)[0],
-    )
+    return dict(own=own, program=np.arange(n_targets) % 4,
+                strength=rng.uniform(0.7, 1.3, n_targets),
+                effect=_sparse_normal(rng, (4, n_genes), 0.25),
+                synergy=1.2 * _sparse_normal(rng, (1, n_genes), 0.2)[0])
 
 # %% ../nbs/A2_simulate.ipynb #e3b1f56c
-def _log_change(net: dict, members: Sequence[int]) -> np.ndarray: # (genes,)
-    "Planted log fold change of a combination of targets"
+def _log_change(net: dict, members: Sequence[int]) -> np.ndarray:
+    "(genes,) planted log fold change of a combination of targets."
     members = np.array(members, int)
     dose = np.tanh(np.bincount(net["program"][members], net["strength"][members], minlength=4))
     return dose @ net["effect"] + np.prod(dose[:2]) * net["synergy"] + net["own"][members].sum(0)
 
-# %% ../nbs/A2_simulate.ipynb #ddbfc2c7
-def _draw_combinations(rng: np.random.Generator, n_targets: int, n_doubles: int) -> list[tuple]:
-    "No target (control), each alone, and some pairs"
-    pairs = rng.permutation([(a, b) for a in range(n_targets) for b in range(a)])
-    return [(), *((t,) for t in range(n_targets)), *map(tuple, pairs[:n_doubles].tolist())]
-
-# %% ../nbs/A2_simulate.ipynb #f5121ebd
-def _draw_screen_counts(
-    rng: np.random.Generator,
-    change: np.ndarray, # (cells, genes) planted log fold change
-    batch: np.ndarray, # (cells,) batch codes
-    depth: float, # mean counts per gene and cell
-) -> sp.csr_matrix: # (cells, genes)
-    "Counts of cells"
-    n_cells, n_genes = change.shape
-    base = rng.lognormal(0, 1, n_genes)
-    share = base * np.exp(change + rng.normal(0, 0.1, (batch.max() + 1, n_genes))[batch])
-    size = rng.lognormal(np.log(depth * n_genes), 0.2, (n_cells, 1))
-    mean = share / share.sum(1, keepdims=True) * size
-    return sp.csr_matrix(rng.poisson(rng.gamma(4, mean / 4)), dtype=np.float32)
-
 # %% ../nbs/A2_simulate.ipynb #968fb988
 def simulate_perturbations(
-    n_genes: int = 120, # measured genes; the targets are among them
-    n_targets: int = 16, # genes perturbed singly
-    n_doubles: int = 80, # pairs perturbed together
-    n_cells: int = 60, # cells of each perturbation; control has five times as many
-    n_batches: int = 2, # sequencing batches
-    depth: float = 20.0, # mean counts per gene and cell
-    seed: int = 0, # of every draw
-) -> AnnData: # CSR counts; obs condition, batch; uns["truth"]: change, interaction, programs
+    n_genes: int = 120,  # measured genes; the targets are among them
+    n_targets: int = 16,  # genes perturbed singly
+    n_doubles: int = 80,  # pairs perturbed together
+    n_cells: int = 60,  # cells of each perturbation; control has five times as many
+    n_batches: int = 2,  # sequencing batches
+    depth: float = 20.0,  # mean counts per gene and cell
+    seed: int = 0,  # of every draw
+) -> AnnData:  # CSR counts; obs condition, batch; uns["truth"]: change, interaction, programs
     "Counts of a screen with a known network, single effects and interactions."
     rng, genes = np.random.default_rng(seed), [f"gene{j}" for j in range(n_genes)]
     net = _draw_network(rng, n_genes, n_targets)
-    combinations = _draw_combinations(rng, n_targets, n_doubles)
+    pairs = rng.permutation([(a, b) for a in range(n_targets) for b in range(a)])
+    combinations = [(), *((t,) for t in range(n_targets)), *map(tuple, pairs[:n_doubles].tolist())]
     names = ["+".join(sorted(genes[t] for t in c)) or "control" for c in combinations]
     change = np.stack([_log_change(net, c) for c in combinations])
     alone = np.stack([_log_change(net, [t]) for t in range(n_targets)])
     interaction = change - [alone[list(c)].sum(0) for c in combinations]
     code = np.repeat(np.arange(len(names)), [5 * n_cells] + [n_cells] * (len(names) - 1))
-    batch = rng.integers(n_batches, size=len(code))
-    adata = AnnData(_draw_screen_counts(rng, change[code], batch, depth))
-    adata.var_names = genes
-    adata.obs["condition"] = pd.Categorical(np.array(names)[code])
-    adata.obs["batch"] = pd.Categorical([f"batch_{b}" for b in batch])
+    batch, base = rng.integers(n_batches, size=len(code)), rng.lognormal(0, 1, n_genes)
+    share = base * np.exp(change[code] + rng.normal(0, 0.1, (batch.max() + 1, n_genes))[batch])
+    library = rng.lognormal(np.log(depth * n_genes), 0.2, len(code))
+    adata = as_adata(draw_counts(rng, share, library, shape=4), genes, range(len(code)),
+                     condition=np.array(names)[code], batch=[f"batch_{b}" for b in batch])
     adata.uns |= {"dataset": "simulated", "truth": {
         "change": pd.DataFrame(change, names, genes),
         "interaction": pd.DataFrame(interaction, names, genes),
@@ -134,30 +112,18 @@ def simulate_perturbations(
     return adata
 
 # %% ../nbs/A2_simulate.ipynb #cfce8024
-def _points(
-    tree: pd.DataFrame, # (types, levels)
-    rng: np.random.Generator, # source of randomness
-) -> np.ndarray: # (types, 64 programs)
-    "Where each type stands after a random step per branch; the first two are the longest."
+def _points(tree: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    "(types, 64 programs): a random step per branch of the tree; the first two are the longest."
     points = 0.8 * rng.normal(size=(len(tree), 64))
     for i, level in enumerate(tree):
         codes, groups = pd.factorize(tree[level])
         points += (2.0, 1.4, 0.8)[min(i, 2)] * rng.normal(size=(len(groups), 64))[codes]
-    return points
+    return pd.DataFrame(points, tree.index, [f"program_{i}" for i in range(64)])
 
 # %% ../nbs/A2_simulate.ipynb #d6fb17d8
-def _species(
-    name: str, # of the species
-    points: pd.DataFrame, # (types, programs)
-    shared: np.ndarray, # (programs, orthologs) mixtures
-    weights: np.ndarray, # (types,) relative frequencies, 0 for a type that is absent
-    n_cells: int, # to draw
-    n_genes: int, # orthologs first
-    depth: float, # mean counts per gene and cell
-    rng: np.random.Generator, # source of randomness
-) -> AnnData: # counts
-    "Cells of one species."
-    few = np.repeat(np.flatnonzero(weights), 12) # of every type at least
+def _draw_species(name: str, points, shared, weights, n_cells, n_genes, depth, rng) -> AnnData:
+    "Cells of one species: points (types, programs), shared mixtures (programs, orthologs)."
+    few = np.repeat(np.flatnonzero(weights), 12)  # of every type at least
     types = rng.choice(len(weights), n_cells, p=weights / weights.sum())
     types = np.concatenate([few, types])[:n_cells]
     own = rng.normal(0, 0.055, (len(shared), n_genes - shared.shape[1]))
@@ -166,32 +132,29 @@ def _species(
     rate = cell @ np.concatenate([shared, own], 1) + rng.normal(0, 1, n_genes)
     rate = np.exp(rate + rng.normal(0, 0.15, (2, n_genes))[donors])
     X = draw_counts(rng, rate, rng.lognormal(np.log(depth * n_genes), 0.3, n_cells))
-    genes = [f"{name}_gene_{j}" for j in range(n_genes)]
-    cells = [f"{name}_{i}" for i in range(n_cells)]
-    adata = as_adata(X, genes, cells, cell_type=points.index[types],
-                   batch=[f"{name}_{d}" for d in donors], species=[name] * n_cells)
+    adata = as_adata(X, [f"{name}_gene_{j}" for j in range(n_genes)],
+                     [f"{name}_{i}" for i in range(n_cells)], cell_type=points.index[types],
+                     batch=[f"{name}_{d}" for d in donors], species=[name] * n_cells)
     adata.var["ortholog"] = [f"gene_{j}" if j < shared.shape[1] else "" for j in range(n_genes)]
     adata.uns["truth"] = points
     return adata
 
 # %% ../nbs/A2_simulate.ipynb #959cde0d
 def simulate_species(
-    tree: pd.DataFrame, # (types, levels) groups from the top down
-    absent: dict, # species: types that it lacks
-    frequencies: pd.Series | None = None, # type: cells; None: all types are as frequent
-    n_cells: int = 1200, # of each species
-    n_genes: int = 300, # of each species
-    orthologs: float = 0.5, # share of genes with the same mixture in all species
-    depth: float = 0.6, # mean counts per gene and cell
-    seed: int = 0, # of every draw
-) -> dict: # species: AnnData with counts, obs, var["ortholog"], uns["truth"]
+    tree: pd.DataFrame,  # (types, levels) groups from the top down
+    absent: dict,  # species: types that it lacks
+    frequencies: pd.Series | None = None,  # type: cells; None: all types are as frequent
+    n_cells: int = 1200,  # of each species
+    n_genes: int = 300,  # of each species
+    orthologs: float = 0.5,  # share of genes with the same mixture in all species
+    depth: float = 0.6,  # mean counts per gene and cell
+    seed: int = 0,  # of every draw
+) -> dict:  # species: AnnData with counts, obs, var["ortholog"], uns["truth"]
     "Cells of several species whose types have evolved along one tree."
     rng = np.random.default_rng(seed)
     points = _points(tree, rng)
-    points = pd.DataFrame(points, tree.index, [f"program_{i}" for i in range(points.shape[1])])
-    shared = rng.normal(0, 0.055, (points.shape[1], int(orthologs * n_genes)))
+    shared = rng.normal(0, 0.055, (64, int(orthologs * n_genes)))
     cells = pd.Series(1, tree.index) if frequencies is None else frequencies[tree.index]
-    weights = np.sqrt(cells.to_numpy(float))
-    size = dict(n_cells=n_cells, n_genes=n_genes, depth=depth)
-    return {s: _species(s, points, shared, weights * ~tree.index.isin(lacks), rng=rng, **size)
-            for s, lacks in absent.items()}
+    weights = {s: np.sqrt(cells.to_numpy(float)) * ~tree.index.isin(a) for s, a in absent.items()}
+    return {s: _draw_species(s, points, shared, weights[s], n_cells, n_genes, depth, rng)
+            for s in absent}

@@ -24,11 +24,12 @@ import pandas as pd
 import torch
 from fastcore.basics import patch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from tqdm.auto import tqdm
 
 from .heads import HEADS, Heads, HeadSizes
-from .io import nearest_name
+from .io import hint, nearest_name
 from .model import Encoder
 from .runs import read_checkpoint, run_folder, sigterm_exits, write_history, write_run
 from .tokens import CellTokens, TokenBatch, length_batches, make_batch
@@ -113,11 +114,11 @@ def from_dict(cls: Recipe,
             raise ValueError(f"{name}={saved[name]!r} is not in this version any more; "
                 "install scformer_nb 0.1.0")
     given = {RENAMED.get(name, name): value for name, value in saved.items() if name not in DROPPED}
-    known = [f.name for f in fields(cls)]
-    if unknown := sorted(given.keys() - set(known)):
+    known = {f.name: f.metadata.get("before", f.default) for f in fields(cls)}
+    if unknown := sorted(given.keys() - known.keys()):
         hints = nearest_name(unknown[0], known)
         raise ValueError(f"unknown fields in a recipe: {', '.join(unknown)}{hints}")
-    return cls(**given)
+    return cls(**known | given)
 
 # %% ../nbs/07_training.ipynb #c0a63160
 class ScFormerNetwork(nn.Module):
@@ -353,11 +354,16 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
 def new_fabric(accelerator: str, devices: int) -> Fabric:
-    "A quiet Fabric, with its processes started"
+    "A quiet Fabric, its processes started. Raises ValueError for devices that are not there."
     for name in ("lightning.fabric", "lightning.pytorch"): # of both, whichever was imported last
         logging.getLogger(name).setLevel(logging.ERROR)
     strategy = "ddp" if devices > 1 else "auto"
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
+    except (RuntimeError, MisconfigurationException) as e:
+        asked = hint(f"accelerator={accelerator!r}, devices={devices}",
+            f"--accelerator {accelerator} --devices {devices}")
+        raise ValueError(f"{asked}: {e}") from None
     fabric.launch()
     return fabric
 

