@@ -22,7 +22,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode"]
 exclude_patterns = ["pages/_*"]  # included by other pages
 smartquotes = False  # obs["batch"] stays what can be typed
 nitpicky = True  # every reference must resolve ...
-nitpick_ignore_regex = [("py:.*", r"(?!scformer_nb\.).*")]  # ... but types of other libraries are text
+nitpick_ignore_regex = [("py:.*", r"(?!scformer_nb\.).*|.*\.[A-Z]")]  # ... but other libraries' types, and type variables
 
 nb_execution_mode = "off"
 nb_merge_streams = True

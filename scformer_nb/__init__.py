@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, binning, cli, cross_species, data, datasets, effects, experiment, gene_space,
         heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation, perturbation_models,
-        plots, report, runner, saucie, scformer, screens, simulate, svd_init, taxonomy, tokens, training,
+        plots, report, runner, runs, saucie, scformer, screens, simulate, svd_init, taxonomy, tokens, training,
         trees, wasserstein, writable,
     )
     from .datasets import load
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ScFormer", "alignment", "baselines", "binning", "cli", "cross_species", "data", "datasets", "effects",
     "experiment", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics", "model",
-    "model_files", "perturbation", "perturbation_models", "plots", "report", "runner", "saucie", "scformer",
+    "model_files", "perturbation", "perturbation_models", "plots", "report", "runner", "runs", "saucie", "scformer",
     "screens", "simulate", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 

@@ -45,29 +45,20 @@ def label_transfer(
     return found
 
 # %% ../nbs/41_alignment.ipynb #555d814a
-def _discriminator(
-    dim: int, # of the embeddings
-    hidden: int = 128, # units of the two hidden layers
-) -> nn.Sequential: # (cells, dim) -> (cells, 1), the log odds of being a target cell
+def _discriminator(dim: int, hidden: int = 128) -> nn.Sequential: # log odds of a target cell
     "The multi-layer perceptron of section 5.2."
     return nn.Sequential(
         nn.Linear(dim, hidden), nn.LeakyReLU(0.2),
         nn.Linear(hidden, hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, 1))
 
 # %% ../nbs/41_alignment.ipynb #43a6f07b
-def _loss(
-    logits: torch.Tensor, # of the discriminator
-    label: float, # 1 calls these cells target cells, 0 source cells
-) -> torch.Tensor: # scalar
-    "Mean negative log-likelihood of one label for all cells, the terms of eq. 9 and 10."
+def _loss(logits: torch.Tensor, label: float) -> torch.Tensor: # scalar
+    "Mean negative log-likelihood of one label, 1 for target cells (terms of eq. 9 and 10)."
     return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, label))
 
 # %% ../nbs/41_alignment.ipynb #c625a073
-def _standard(
-    source: np.ndarray, # (cells, dim)
-    target: np.ndarray, # (cells, dim)
-) -> tuple[list, list, float]: # both standardised; their centres; the common unit
-    "Centre both and divide both by the target's root mean square."
+def _standard(source: np.ndarray, target: np.ndarray) -> tuple[list, list, float]:
+    "Both clouds centred and divided by the target's root mean square; centres; that unit."
     centres, unit = [source.mean(0), target.mean(0)], float(np.sqrt(target.var(0).mean()))
     pairs = zip((source, target), centres, strict=True)
     return [torch.from_numpy(((Z - c) / unit).astype(np.float32)) for Z, c in pairs], centres, unit
@@ -92,103 +83,67 @@ def _sample(Z: torch.Tensor, n: int, rng: torch.Generator) -> torch.Tensor: # (a
     "Cells drawn without replacement."
     return Z[torch.randperm(len(Z), generator=rng)[:n]]
 
-# %% ../nbs/41_alignment.ipynb #439cfcd3
-@dataclass
-class _Game:
-    "The players of eq. 9 and 10; W multiplies rows from the right."
-    clouds: list # source and target, (cells, dim) each
-    W: torch.Tensor # (dim, dim) changed in place
-    shift: torch.Tensor # (dim,) changed in place
-    seed: int # of discriminator and mini-batches
-    lr: float # learning rate of both
-    batch_size: int # cells of each side
-    orthogonal: float # beta of the constraint
-    smoothing: float # how far labels are from 0 and 1
-
-    def __post_init__(self):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            self.discriminator = _discriminator(len(self.W))
-        self.rng = torch.Generator().manual_seed(self.seed)
-        players = self.discriminator.parameters(), [self.W, self.shift]
-        self.optimizers = [torch.optim.Adam(p, self.lr, (0.5, 0.99)) for p in players]
-
-    def batch(self) -> tuple[torch.Tensor, torch.Tensor]: # mapped source and target cells
-        "Cells of both sides, drawn with replacement."
-        sizes = [min(self.batch_size, len(Z)) for Z in self.clouds]
-        x, y = (Z[torch.randint(len(Z), (n,), generator=self.rng)]
-                for Z, n in zip(self.clouds, sizes, strict=True))
-        return x @ self.W + self.shift, y
-
-    def update(self, player: int, loss: torch.Tensor) -> float: # the loss
-        "One step of the discriminator (0) or the map (1)."
-        self.optimizers[player].zero_grad()
-        loss.backward()
-        self.optimizers[player].step()
-        return loss.item()
-
 # %% ../nbs/41_alignment.ipynb #53c12a89
-def _step(game: _Game) -> tuple[float, float]: # losses of eq. 9 and 10
-    "One step of the discriminator, one of the map, then the constraint."
-    predict, s = game.discriminator, game.smoothing
-    mapped, y = game.batch()
-    found = game.update(0, _loss(predict(mapped.detach()), s) + _loss(predict(y), 1 - s))
-    fooled = game.update(1, _loss(predict(game.batch()[0]), 1 - s))
+def _step(clouds: list, W: torch.Tensor, shift: torch.Tensor, discriminator: nn.Module,
+          optimizers: list, rng: torch.Generator, *, batch_size: int, orthogonal: float,
+          smoothing: float) -> list[float]: # losses of discriminator and map
+    "One step of each player (eq. 9, 10); W multiplies rows from the right."
+    losses, s = [], smoothing
+    for player, optimizer in enumerate(optimizers):
+        x, y = (Z[torch.randint(len(Z), (min(batch_size, len(Z)),), generator=rng)] for Z in clouds)
+        mapped = x @ W + shift
+        if player == 0:
+            loss = _loss(discriminator(mapped.detach()), s) + _loss(discriminator(y), 1 - s)
+        else:
+            loss = _loss(discriminator(mapped), 1 - s)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
     with torch.no_grad():
-        game.W.copy_((1 + game.orthogonal) * game.W - game.orthogonal * game.W @ game.W.T @ game.W)
-    return found, fooled
+        W.copy_((1 + orthogonal) * W - orthogonal * W @ W.T @ W)
+    return losses
 
 # %% ../nbs/41_alignment.ipynb #11b793da
-def _play(
-    clouds: list, # source and target, (cells, dim) each
-    W: torch.Tensor, # (dim, dim) where to begin; multiplies rows from the right
-    shift: torch.Tensor, # (dim,)
-    seed: int, # of discriminator and mini-batches
-    max_steps: int, # of each player
-    patience: int, # measurements without gain
-    **options, # lr, batch_size, orthogonal, smoothing
-) -> tuple[torch.Tensor, torch.Tensor, list[dict]]: # the best W and shift, what was seen
-    "Train discriminator and map in turn (section 3.2); stop by the share of mutual neighbours."
-    players = W.clone().requires_grad_(), shift.clone().requires_grad_()
-    game = _Game(clouds, *players, seed, **options)
+def _play(clouds: list, W: torch.Tensor, shift: torch.Tensor, seed: int, *, max_steps: int,
+          patience: int, lr: float, **options) -> tuple[torch.Tensor, torch.Tensor, list[dict]]:
+    "The best W and shift, and what was measured (section 3.2)."
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        discriminator = _discriminator(len(W))
+    W, shift = W.clone().requires_grad_(), shift.clone().requires_grad_()
+    optimizers = [torch.optim.Adam(players, lr, (0.5, 0.99))
+                  for players in (discriminator.parameters(), [W, shift])]
+    rng, best = torch.Generator().manual_seed(seed), (-1.0, 0, (W, shift))
+    seen, losses = [], [(np.nan, np.nan)]
     x, y = (_sample(Z, 600, torch.Generator().manual_seed(seed)) for Z in clouds)
-    best, seen, losses = (-1.0, W, shift, 0), [], [(np.nan, np.nan)]
     for step in range(max_steps + 1):
         if step % 25 == 0:
-            now = game.W.detach().clone(), game.shift.detach().clone()
+            now = W.detach().clone(), shift.detach().clone()
             share = len(mutual_neighbours(x @ now[0] + now[1], y)[0]) / len(x)
             found, fooled = np.mean(losses[-25:], axis=0)
             seen.append(dict(step=step, discriminator=found, generator=fooled, mutual=share))
             if share > best[0]:
-                best = share, *now, step
-            if step - best[3] >= 25 * patience:
+                best = share, step, now
+            if step - best[1] >= 25 * patience:
                 break
-        losses.append(_step(game))
-    return best[1], best[2], seen
+        losses.append(_step(clouds, W, shift, discriminator, optimizers, rng, **options))
+    return *best[2], seen
 
 # %% ../nbs/41_alignment.ipynb #61529b63
-def _clusters(
-    Z: torch.Tensor, # (cells, dim)
-    k: int, # clusters
-    seed: int, # of k-means
-) -> tuple[np.ndarray, np.ndarray]: # (k, dim) centres; (k, 3) spread along the main axes
-    "k-means centres and the shape of each cluster."
-    Z = Z.numpy()
-    found = KMeans(k, n_init=1, random_state=seed).fit(Z)
+def _clusters(Z: torch.Tensor, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    "k-means centres (k, dim), and the spread of each cluster along its main axes (k, 3)."
+    found = KMeans(k, n_init=1, random_state=seed).fit(Z.numpy())
     shapes = np.zeros((k, 3))
     for i in range(k):
-        part = Z[found.labels_ == i] - found.cluster_centers_[i]
+        part = Z.numpy()[found.labels_ == i] - found.cluster_centers_[i]
         spread = np.linalg.svd(part, compute_uv=False)[:3] / np.sqrt(len(part))
         shapes[i, :len(spread)] = spread
     return found.cluster_centers_, shapes
 
 # %% ../nbs/41_alignment.ipynb #2b7b7329
-def _support(
-    D: tuple[np.ndarray, np.ndarray], # (k, k) and (l, l) distances among centres
-    shapes: tuple[np.ndarray, np.ndarray], # (k, 3) and (l, 3)
-    sigma: float, # tolerated difference of distances
-) -> tuple[np.ndarray, np.ndarray]: # (k, l) first eigenvector; (k, l, k, l) agreement of distances
-    "How much each pair of centres is supported by the others (Leordeanu and Hebert 2005)."
+def _support(D: tuple, shapes: tuple, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    "First eigenvector of M (k, l), and the agreement of distances (k, l, k, l)."
     agree = np.exp(-((D[0][:, None, :, None] - D[1][None, :, None, :]) / sigma)**2)
     rows, columns = (np.eye(len(d), dtype=bool) for d in D)
     same = rows[:, None, :, None] | columns[None, :, None, :]
@@ -247,16 +202,12 @@ def refine(
     return W, shift, len(mutual_neighbours(X @ W + shift, Y)[0]) / len(X)
 
 # %% ../nbs/41_alignment.ipynb #d547588a
-def _candidates(
-    X: torch.Tensor, # (cells, dim) source
-    Y: torch.Tensor, # (cells, dim) target
-    seed: int, # of k-means and samples
-    ks: tuple = (6, 8, 10, 12, 16, 20), # numbers of clusters
-) -> list[tuple[float, torch.Tensor, torch.Tensor]]: # mutual share, W, shift; best first
-    "Maps from all matchings of clusters."
+def _candidates(X: torch.Tensor, Y: torch.Tensor, seed: int) -> list[tuple]:
+    "Mutual share, W and shift of all matchings of 6 to 20 clusters, best first."
     rng = torch.Generator().manual_seed(seed)
     X, Y = _sample(X, 2000, rng), _sample(Y, 2000, rng)
-    clusters = [[_clusters(Z, k, seed) for k in ks if k < len(Z) / 3] for Z in (X, Y)]
+    clusters = [[_clusters(Z, k, seed) for k in (6, 8, 10, 12, 16, 20) if k < len(Z) / 3]
+                for Z in (X, Y)]
     (X, x), (Y, y) = ((Z[:min(300, len(Z) // 2)], Z[min(300, len(Z) // 2):][:300]) for Z in (X, Y))
     found = []
     for A, B, sigma in product(*clusters, (0.12, 0.25)):
@@ -268,23 +219,17 @@ def _candidates(
     return sorted(found, key=lambda f: -f[0])
 
 # %% ../nbs/41_alignment.ipynb #ad3d8246
-def _initial_maps(
-    X: torch.Tensor, # (cells, dim) source
-    Y: torch.Tensor, # (cells, dim) target
-    init: str, # "match", "identity" or "random"
-    restarts: int, # how many
-    seed: int, # of every draw
-) -> list[tuple[torch.Tensor, torch.Tensor]]: # W and shift of each
-    "Maps to begin with."
+def _initial_maps(X: torch.Tensor, Y: torch.Tensor, init: str, restarts: int, seed: int) -> list:
+    "W and shift of each map to begin with."
     d, rng = X.shape[1], torch.Generator().manual_seed(seed)
     if init == "random":
         draws = [torch.randn(d, d, generator=rng) for _ in range(restarts)]
         return [(torch.linalg.qr(M)[0], torch.zeros(d)) for M in draws]
-    if init == "match" and (found := _candidates(X, Y, seed)):
-        return [candidate[1:] for candidate in found[:restarts]]
     if init == "match":
-        warnings.warn("no two constellations of the clouds match: the alignment begins at the identity",
-                      stacklevel=3)
+        if found := _candidates(X, Y, seed):
+            return [candidate[1:] for candidate in found[:restarts]]
+        warnings.warn("no two constellations of the clouds match: "
+                      "the alignment begins at the identity", stacklevel=3)
     return [(torch.eye(d), torch.zeros(d))]
 
 # %% ../nbs/41_alignment.ipynb #19bf45de
@@ -296,11 +241,9 @@ def _check_cloud(name: str, Z: np.ndarray, least: int = 30) -> None:
     if bad := int((~np.isfinite(Z)).any(1).sum()):
         raise ValueError(f"{bad} of {len(Z)} cells of {name} have NaN or infinite values: "
                          "leave them out, or check the model that embedded them")
-    if len(Z) < least:
-        raise ValueError(f"{name} has {len(Z)} cells; a cloud of fewer than {least} "
-                         "has no shape to go by: add cells")
-    if not Z.std(0).any():
-        raise ValueError(f"all {len(Z)} cells of {name} are the same: there is nothing to align")
+    if len(Z) < least or not Z.std(0).any():
+        raise ValueError(f"{name} has {len(Z)} cells at {len(np.unique(Z, axis=0))} places; fewer "
+                         f"than {least} cells, or cells that are all the same, have no shape")
 
 # %% ../nbs/41_alignment.ipynb #cd010c7f
 @dataclass
@@ -354,10 +297,10 @@ def align(
     clouds, (x_centre, y_centre), unit = _standard(source, target)
     rng, found, history = torch.Generator().manual_seed(seed), [], []
     some = [_sample(Z, 2000, rng) for Z in clouds]
-    game = dict(lr=lr, orthogonal=orthogonal, smoothing=smoothing, batch_size=batch_size,
-                max_steps=max_steps, patience=patience)
     for n, (W, shift) in enumerate(_initial_maps(*clouds, init, restarts, seed)):
-        W, shift, seen = _play(clouds, W, shift, seed + n, **game)
+        W, shift, seen = _play(
+            clouds, W, shift, seed + n, max_steps=max_steps, patience=patience, lr=lr,
+            batch_size=batch_size, orthogonal=orthogonal, smoothing=smoothing)
         found.append(refine(*some, W, shift, rounds=20 if refinement else 0))
         history += [{"restart": n, **row} for row in seen]
     W, shift, mutual = max(found, key=lambda f: f[2])

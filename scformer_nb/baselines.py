@@ -35,54 +35,41 @@ class MissingBaseline(ImportError):
     "The package or program of a baseline is not installed; one sentence that says how to get it."
 
 
-def import_optional(
-    package: str, # what to import
-    method: str, # who needs it, for the message
-): # the module
+def import_optional(package: str, method: str): # what to import, who needs it; the module
     "Import an optional package. Raises MissingBaseline."
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise MissingBaseline(
-            f"{method}, which cannot be imported ({error}): "
+        raise MissingBaseline(f"{method}, which cannot be imported ({error}): "
             "pip install 'scformer_nb[baselines]'") from error
 
 # %% ../nbs/12_baselines.ipynb #d2c1950a
 def batch_names(
     adata: AnnData, # of `preprocess`
     batch_key: str | None, # column of obs; None: no batches
-) -> np.ndarray | None: # (cells,) text
-    """The batch of each cell. Raises KeyError without the column or the counts, ValueError for
-    cells without a batch."""
+) -> np.ndarray: # (cells,) text, all the same without batches
+    "The batch of each cell. Raises KeyError or ValueError where counts or batches are missing."
     if "counts" not in adata.layers:
-        raise KeyError(
-            "adata has no layer 'counts': baselines take what scformer_nb.data.preprocess returns")
+        raise KeyError("adata has no layer 'counts': "
+            "baselines take what scformer_nb.data.preprocess returns")
     if batch_key is None:
-        return None
+        return np.full(adata.n_obs, "all")
     if batch_key not in adata.obs:
         known = ", ".join(adata.obs) or "no columns"
         raise KeyError(f"batch_key={batch_key!r} is not in obs: name one of {known}")
     if n := int(adata.obs[batch_key].isna().sum()):
-        raise ValueError(
-            f"{n} of {adata.n_obs} cells have no {batch_key}: fill it in or leave these cells out")
+        raise ValueError(f"{n} of {adata.n_obs} cells have no {batch_key}: "
+            "fill it in or leave these cells out")
     return adata.obs[batch_key].astype(str).to_numpy()
 
 # %% ../nbs/12_baselines.ipynb #73d97077
-def hvg(
-    adata: AnnData, # of `preprocess`
-    batch_key: str | None = None, # changes nothing
-    seed: int = 0, # changes nothing
-) -> np.ndarray: # (cells, genes) log-normalised values
-    "The selected genes themselves (section 4.1)."
+def hvg(adata: AnnData, batch_key: str | None = None, seed: int = 0) -> np.ndarray: # (cells, genes)
+    "The selected genes themselves, log-normalised (section 4.1)."
     batch_names(adata, batch_key)
     return np.asarray(sp.csr_matrix(adata.X).toarray(), dtype=np.float32)
 
 # %% ../nbs/12_baselines.ipynb #9196f9af
-def pca(
-    adata: AnnData, # of `preprocess`
-    batch_key: str | None = None, # changes nothing
-    seed: int = 0, # changes nothing
-) -> np.ndarray: # (cells, 50)
+def pca(adata: AnnData, batch_key: str | None = None, seed: int = 0) -> np.ndarray: # (cells, 50)
     "scanpy's PCA of the log-normalised values."
     batch_names(adata, batch_key)
     n = min(50, min(adata.shape) - 1)
@@ -94,12 +81,10 @@ def harmony(
     batch_key: str | None = None, # column of obs with two batches or more
     seed: int = 0, # of k-means
 ) -> np.ndarray: # (cells, 50)
-    """harmonypy on `pca`. Raises ValueError with fewer than two batches, MissingBaseline without
-    harmonypy."""
+    "harmonypy on `pca`. Raises ValueError with a single batch, MissingBaseline without harmonypy."
     batches = batch_names(adata, batch_key)
-    if batches is None or len(set(batches)) < 2:
-        raise ValueError(
-            "Harmony aligns batches and there is only one: "
+    if len(set(batches)) < 2:
+        raise ValueError("Harmony aligns batches and there is only one: "
             "give batch_key, a column of obs with two values or more")
     harmonypy = import_optional("harmonypy", "Harmony needs harmonypy")
     done = harmonypy.run_harmony(
@@ -119,8 +104,7 @@ def quietly() -> Iterator[None]:
     try:
         logging.disable(logging.WARNING)
         nowhere = contextlib.redirect_stdout(io.StringIO())
-        with torch_seed, warnings.catch_warnings(), nowhere:
-            warnings.simplefilter("ignore")
+        with torch_seed, warnings.catch_warnings(action="ignore"), nowhere:
             yield
     except SystemExit: # what Lightning makes of Ctrl-C, with SIGINT switched off
         signal.signal(signal.SIGINT, handler)
@@ -130,9 +114,9 @@ def quietly() -> Iterator[None]:
         np.random.set_state(numpy_seed)
         torch.set_num_threads(threads)
         logging.disable(muted)
-        os.environ.update(environ)
         for name in os.environ.keys() - environ:
             del os.environ[name]
+        os.environ.update(environ)
 
 # %% ../nbs/12_baselines.ipynb #8e0231a6
 def split_for_scvi(n_cells: int, size: int = 128) -> list[np.ndarray]: # training, validation, test
@@ -151,15 +135,13 @@ def train_scvi(
     "scVI with the defaults of scvi-tools. Raises MissingBaseline."
     batches = batch_names(adata, batch_key)
     SCVI = import_optional("scvi", "scVI needs scvi-tools").model.SCVI
-    obs, var = pd.DataFrame(index=adata.obs_names), pd.DataFrame(index=adata.var_names)
-    cells = AnnData(adata.layers["counts"].copy(), obs, var)
-    cells.obs["batch"] = "all" if batches is None else batches
+    obs = pd.DataFrame({"batch": batches}, adata.obs_names)
+    cells = AnnData(adata.layers["counts"].copy(), obs, pd.DataFrame(index=adata.var_names))
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(seed)
     SCVI.setup_anndata(cells, batch_key="batch")
     model = SCVI(cells)
-    model.train(
-        max_epochs, datasplitter_kwargs={"external_indexing": split_for_scvi(adata.n_obs)},
+    model.train(max_epochs, datasplitter_kwargs={"external_indexing": split_for_scvi(adata.n_obs)},
         enable_progress_bar=False, enable_model_summary=False, logger=False)
     return model
 
@@ -184,9 +166,9 @@ def scvi_genes(
 ) -> pd.DataFrame: # (genes, 128), index var_names
     "The decoder's weights of each gene. Raises MissingBaseline without scvi-tools."
     with quietly():
-        model = train_scvi(adata, batch_key, seed, max_epochs)
-    weight = model.module.decoder.px_scale_decoder[0].weight
-    return pd.DataFrame(weight.detach().cpu().numpy(), index=adata.var_names)
+        decoder = train_scvi(adata, batch_key, seed, max_epochs).module.decoder
+    weight = decoder.px_scale_decoder[0].weight.detach().cpu().numpy()
+    return pd.DataFrame(weight, index=adata.var_names)
 
 # %% ../nbs/12_baselines.ipynb #5473a3cc
 R_READ = """
@@ -227,8 +209,7 @@ writeBin(as.vector(t(Embeddings(cells, "pca")[colnames(X), ])), "Z.bin")
 """
 
 # %% ../nbs/12_baselines.ipynb #572416e6
-INSTALL_SEURAT = (
-    "on Debian or Ubuntu `apt-get install --no-install-recommends r-cran-seurat`, "
+INSTALL_SEURAT = ("on Debian or Ubuntu `apt-get install --no-install-recommends r-cran-seurat`, "
     "elsewhere in R `install.packages('Seurat')`")
 
 
@@ -237,22 +218,19 @@ def run_rscript(
     folder: str, # where the script is written and works
     *args: object, # further arguments of the script
 ) -> None:
-    """Run an R script. Raises MissingBaseline without R or Seurat, RuntimeError with R's last
-    lines where it fails."""
+    "Raises MissingBaseline without R or Seurat, RuntimeError with R's last lines where it fails."
     if not (program := shutil.which("Rscript")):
-        raise MissingBaseline(
-            f"Seurat needs R, and there is no Rscript on the PATH: {INSTALL_SEURAT}")
+        raise MissingBaseline("Seurat needs R, and there is no Rscript on the PATH: "
+            f"{INSTALL_SEURAT}")
     file = Path(folder, "seurat.R")
     file.write_text(script)
     command = [program, file, folder, *map(str, args)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode == 77:
-        raise MissingBaseline(
-            f"Seurat needs the R package of that name, which {program} does not find: "
-            f"{INSTALL_SEURAT}")
+        raise MissingBaseline(f"Seurat needs the R package of that name, which {program} does not "
+            f"find: {INSTALL_SEURAT}")
     if done.returncode:
-        last = " / ".join(done.stderr.strip().splitlines()[-4:])
-        raise RuntimeError(f"Seurat failed: {last}")
+        raise RuntimeError(f"Seurat failed: {' / '.join(done.stderr.strip().splitlines()[-4:])}")
 
 # %% ../nbs/12_baselines.ipynb #57623697
 def seurat(
@@ -260,21 +238,17 @@ def seurat(
     batch_key: str | None = None, # column of obs; integrated where it has two batches or more
     seed: int = 0, # given to R, though nothing depends on it
 ) -> np.ndarray: # (cells, 50)
-    """Seurat 4: PCA of scaled values, integrated by CCA anchors where there are batches. Raises
-    ValueError for a batch of under 6 cells."""
+    "Seurat 4, batches integrated by CCA anchors. Raises ValueError for a batch of under 6 cells."
     batches = batch_names(adata, batch_key)
-    batches = np.zeros(adata.n_obs, int) if batches is None else batches
     names, codes, sizes = np.unique(batches, return_inverse=True, return_counts=True)
     if len(names) > 1 and sizes.min() < 6:
-        raise ValueError(
-            f"batch {names[sizes.argmin()]!r} has {sizes.min()} cells and Seurat's anchors need 6: "
-            "leave it out or merge it")
+        raise ValueError(f"batch {names[sizes.argmin()]!r} has {sizes.min()} cells and Seurat's "
+            "anchors need 6: leave it out or merge it")
     with tempfile.TemporaryDirectory() as folder:
         mmwrite(Path(folder, "X.mtx"), sp.csc_matrix(adata.X.T))
         if len(names) > 1:
             Path(folder, "batch.txt").write_text("".join(f"{code}\n" for code in codes))
-        n = min(50, min(adata.shape) - 1)
-        run_rscript(R_READ + R_INTEGRATE + R_PCA, folder, n, seed)
+        run_rscript(R_READ + R_INTEGRATE + R_PCA, folder, min(50, min(adata.shape) - 1), seed)
         Z = np.fromfile(Path(folder, "Z.bin")).reshape(adata.n_obs, -1)
     return Z.astype(np.float32)
 

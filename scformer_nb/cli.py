@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'NewFolder', 'BatchKey', 'Layer', 'Seed', 'Resume', 'Epochs', 'AsJson', 'Given', 'Quick',
-           'Folder', 'LARGE', 'perturb', 'explain', 'report_errors', 'datasets', 'write_h5ad', 'fit', 'embed',
-           'evaluate', 'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
+           'Folder', 'LARGE', 'perturb', 'is_watched', 'say', 'explain', 'report_errors', 'datasets', 'write_h5ad',
+           'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
 
 # %% ../nbs/52_cli.ipynb #b5a57818
 import json
@@ -14,13 +14,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .io import lock_folder, new_file, speaking_shell, write_text
+import scformer_nb as scf
+from .io import nearest_name, new_file, speaking_shell
 
 # %% ../nbs/52_cli.ipynb #4c2912a0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -38,55 +39,40 @@ def _scformer():
     """
 
 # %% ../nbs/52_cli.ipynb #2fff2dba
-def _first() -> bool:
-    "Whether this is the first process of a run, or the only one"
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-def _watched() -> bool:
-    "Whether somebody looks at stderr"
+def is_watched() -> bool:
+    "Whether somebody looks at stderr."
     return sys.stderr.isatty() and not os.environ.get("CI")
 
-# %% ../nbs/52_cli.ipynb #ee79782a
-def _say(text: str) -> None:
-    "Lines on stdout"
-    if _first():
-        typer.echo("".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text))
-
-def _report(kind: str, text: str) -> None:
-    "One line on stderr"
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-    if _first():
-        typer.echo(f"{kind}: {line}", err=True)
+def say(
+    text: str, # of any origin
+    err: bool = False, # on stderr, as one line
+) -> None:
+    "Print on stdout, with the characters that a terminal obeys written out."
+    text = " ".join(text.split()) if err else text
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        plain = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+        typer.echo("".join(plain), err=err)
 
 # %% ../nbs/52_cli.ipynb #80664e01
-_DEBUG = "SCFORMER_DEBUG"
-_MEMORY = ("fewer cells or genes (--n-hvg) need less, and so does, in Python, a recipe with "
-    "a smaller batch_size")
-
-def _raised_in(error: Exception) -> str: # e.g. "torch"
-    "The package that raised an error"
-    last = error.__traceback__
-    while last.tb_next:
-        last = last.tb_next
-    return last.tb_frame.f_globals.get("__name__", "").split(".")[0]
-
 def explain(
     error: Exception, # of a command
 ) -> tuple[str, int]: # a line, exit code
     "What to tell who typed the command: 2 where the input is at fault, 1 where the run failed."
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    name, package = type(error).__name__, _raised_in(error)
+    name, frame = type(error).__name__, [*traceback.walk_tb(error.__traceback__)][-1][0]
+    package = frame.f_globals.get("__name__", "").split(".")[0]
+    ours = package in ("scformer_nb", "__main__")
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
-        return f"out of memory ({text or name}); {_MEMORY}", 1
+        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less, and so "
+            "does, in Python, a recipe with a smaller batch_size"), 1
     if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
-    ours = package in ("scformer_nb", "__main__")
-    of_input = (OSError, ImportError, *((ValueError, KeyError) if ours else ()))
+    of_input = OSError | ImportError | (ValueError | KeyError if ours else OSError)
     if isinstance(error, of_input):
         return text or name, 2
     if ours and isinstance(error, RuntimeError | ArithmeticError) and name != "RecursionError":
         return text, 1
-    return f"{package} failed ({name}: {text}); with {_DEBUG}=1 set it shows where", 1
+    return f"{package} failed ({name}: {text}); with SCFORMER_DEBUG=1 set it shows where", 1
 
 # %% ../nbs/52_cli.ipynb #398372dc
 @contextmanager
@@ -96,7 +82,7 @@ def report_errors() -> Iterator[None]:
     def show(message, category, *args, **more):
         quiet = issubclass(category, DeprecationWarning | FutureWarning | ImportWarning)
         if not quiet and str(message) not in seen:
-            _report("warning", str(message))
+            say(f"warning: {message}", err=True)
         seen.add(str(message))
     with warnings.catch_warnings(), speaking_shell():
         warnings.showwarning = show
@@ -105,22 +91,13 @@ def report_errors() -> Iterator[None]:
         except (typer.Exit, BrokenPipeError):
             raise
         except Exception as e:
-            if os.environ.get(_DEBUG):
+            if os.environ.get("SCFORMER_DEBUG"):
                 traceback.print_exc()
             text, code = explain(e)
-            _report("error", text)
+            say(f"error: {text}", err=True)
             raise typer.Exit(code) from None
 
 # %% ../nbs/52_cli.ipynb #f88f808a
-_DATA = "An .h5ad with raw counts, or a name of `scformer datasets`."
-_RESUME = "Continue the run in the folder."
-_EPOCHS = "Passes over the cells, those before --resume included."
-_FOLDER = "Folder for the report, out/PAGE if none; a run of the same page in it is continued."
-_GIVEN = "A parameter of the page; can be repeated."
-_EMBEDDED = "New .h5ad: DATA with obsm['X_scformer'], varm['scformer'], uns['scformer']."
-_PREDICTED = "New .csv or .h5ad: mean log expression, a row a perturbation."
-_UNSEEN = "Batches new to a model of the paper preset."
-
 def _option(kind: object, text: str, *names: str, **more) -> object: # for a signature
     "An option of a command"
     return Annotated[kind, typer.Option(*names, help=text, **more)]
@@ -135,16 +112,18 @@ def _command(example: str, group: typer.Typer = app, name: str | None = None): #
         return group.command(name, epilog=f"Example: scformer {example}")(report_errors()(function))
     return register
 
+_DATA = "An .h5ad with raw counts, or a name of `scformer datasets`."
+_FOLDER = "Folder for the report, out/PAGE if none; a run of the same page in it is continued."
 Data = _argument(str, _DATA, "DATA")
 Run = _argument(Path, "Folder of a fitted model.", "RUN")
 NewFolder = _option(Path, "New folder for the model.", "-o", "--out")
 BatchKey = _option(str | None, "Column of obs with the sequencing batch; none: one batch.")
 Layer = _option(str | None, "Layer with raw counts; none: X.")
 Seed = _option(int, "Of every random draw.", min=0, max=2**32 - 1)
-Resume = _option(bool, _RESUME, "--resume")
-Epochs = _option(int, _EPOCHS, min=1)
+Resume = _option(bool, "Continue the run in the folder.", "--resume")
+Epochs = _option(int, "Passes over the cells, those before --resume included.", min=1)
 AsJson = _option(bool, "Print JSON.", "--json")
-Given = _option(list[str] | None, _GIVEN, "-p", metavar="NAME=VALUE")
+Given = _option(list[str], "A parameter of the page; can be repeated.", "-p", metavar="NAME=VALUE")
 Quick = _option(bool, "A quick look at a few hundred cells: does it run?", "--quick")
 Folder = _option(Path | None, _FOLDER, "-o", "--out")
 
@@ -152,14 +131,13 @@ Folder = _option(Path | None, _FOLDER, "-o", "--out")
 @_command("datasets --json")
 def datasets(as_json: AsJson = False):
     "List the data sets that DATA can name."
-    from scformer_nb.datasets import datasets
-    table = datasets()[["cells", "genes", "labels", "batches", "kind"]]
+    table = scf.datasets.datasets()[["cells", "genes", "labels", "batches", "kind"]]
     text = table.astype(object).fillna("").to_string()
-    _say(table.to_json(orient="index", indent=1) if as_json else text)
+    say(table.to_json(orient="index", indent=1) if as_json else text)
 
 # %% ../nbs/52_cli.ipynb #2400b764
 def _check_new_file(out: Path, *suffixes: str) -> None:
-    "Raises ValueError for another suffix, FileExistsError, PermissionError."
+    "Raises ValueError for another suffix, FileExistsError, PermissionError"
     if out.suffix not in suffixes:
         raise ValueError(f"{out} must end in {' or '.join(suffixes)}")
     if out.exists() or out.is_symlink():
@@ -167,14 +145,6 @@ def _check_new_file(out: Path, *suffixes: str) -> None:
     place = next(p for p in out.absolute().parents if p.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise PermissionError(f"cannot write to {place}; name another file with -o")
-
-def _check_run_folder(out: Path, resume: bool) -> None:
-    "Raises FileExistsError for a folder in use, FileNotFoundError for none to continue."
-    if resume and not (out / "last.ckpt").is_file():
-        raise FileNotFoundError(f"{out} holds no run to continue; leave out --resume to start one")
-    if not resume and out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-        raise FileExistsError(f"{out} is not empty; name another folder with -o, "
-            "or continue the run in it with --resume")
 
 # %% ../nbs/52_cli.ipynb #c43a5260
 LARGE = 2**30 # bytes of cells in memory from which on the file is not made in memory
@@ -186,17 +156,17 @@ def write_h5ad(
     "Write an .h5ad whole or not at all. Raises FileExistsError, OSError where there is no space."
     import h5py
     from anndata.io import write_elem
-    adata.strings_to_categoricals()
+    size = adata.__sizeof__()
     with new_file(path) as file:
-        if adata.__sizeof__() < LARGE:
+        if size < LARGE:
+            adata.strings_to_categoricals()
             with h5py.File(file.name, "w", driver="core", backing_store=False) as memory:
                 write_elem(memory, "/", adata)
                 memory.flush()
-                image = memory.id.get_file_image()
-            file.write_bytes(image)
+                file.write_bytes(memory.id.get_file_image())
         else:
             with open(file, "wb") as empty:
-                os.posix_fallocate(empty.fileno(), 0, adata.__sizeof__())
+                os.posix_fallocate(empty.fileno(), 0, size)
             adata.write_h5ad(file)
 
 # %% ../nbs/52_cli.ipynb #e20b3003
@@ -211,36 +181,28 @@ def fit(
     devices: _option(int, "Processes or GPUs.", min=1) = 1,
 ):
     "Train a model on cells."
-    if _first():
-        _check_run_folder(out, resume)
-    from scformer_nb.datasets import load
-    from scformer_nb.scformer import ScFormer
-    from scformer_nb.training import DEFAULT, PAPER
-    recipe = PAPER if preset == "paper" else DEFAULT
-    model = ScFormer(load(data), batch_key, layer, n_hvg, seed=seed, recipe=recipe)
-    with lock_folder(out) if _first() else nullcontext():
-        model.fit(epochs, out, resume, _watched(), accelerator, devices)
-        model.save(out, overwrite=True)
-    _say(f"{model!r}\n{out}")
+    scf.runs.check_run_folder(out, resume)
+    recipe = scf.training.PAPER if preset == "paper" else scf.training.DEFAULT
+    model = scf.ScFormer(scf.load(data), batch_key, layer, n_hvg, seed=seed, recipe=recipe)
+    model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
+    say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4
 @_command("embed run new.h5ad -o new_embedded.h5ad")
 def embed(
     run: Run, data: Data,
-    out: _option(Path, _EMBEDDED, "-o", "--out"),
+    out: _option(Path, "New .h5ad: DATA with the embedding in obsm['X_scformer'].", "-o", "--out"),
     layer: _option(str | None, "Layer with raw counts; X: X; none: as in training.") = None,
-    unseen_batch: _option(Literal["error", "mean"], _UNSEEN) = "error",
+    unseen_batch: _option(Literal["error", "mean"],
+        "Batches new to a model of the paper preset.") = "error",
 ):
     "Embed cells, those of training or new ones, with a fitted model."
     _check_new_file(out, ".h5ad")
-    from scformer_nb.datasets import load
-    from scformer_nb.scformer import ScFormer
-    from scformer_nb.writable import check_writable
-    model, adata = ScFormer.load(run), load(data)
-    check_writable(adata)
+    model, adata = scf.ScFormer.load(run), scf.load(data)
+    scf.writable.check_writable(adata)
     model.annotate(adata, unseen_batch, layer if layer is None else layer or "X")
     write_h5ad(adata, out)
-    _say(str(out))
+    say(str(out))
 
 # %% ../nbs/52_cli.ipynb #43f2aa11
 @_command("evaluate new_embedded.h5ad --label-key cell_type --batch-key batch")
@@ -252,22 +214,20 @@ def evaluate(
     as_json: AsJson = False,
 ):
     "Score an embedding: cell types kept apart (AvgBIO), batches mixed (AvgBATCH)."
-    from scformer_nb.datasets import load
-    from scformer_nb.metrics import evaluate
-    from scformer_nb.runner import to_json
-    adata = load(data)
+    from pandas import Series
+    adata = scf.load(data)
     if basis not in adata.obsm:
-        known = ", ".join(adata.obsm) or "no embeddings"
-        raise ValueError(f"obsm has no {basis!r}; it has {known}: say --basis NAME")
+        near = nearest_name(basis, adata.obsm)
+        raise ValueError(f"obsm has no embedding {basis!r}{near}; say --basis NAME")
     if not (label_key or batch_key):
         raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
-    scores = evaluate(adata.obsm[basis], adata.obs, label_key, batch_key)
-    lines = (f"{name:16}{value:.3f}" for name, value in scores.items())
-    _say(to_json(scores) if as_json else "\n".join(lines))
+    scores = Series(scf.metrics.evaluate(adata.obsm[basis], adata.obs, label_key, batch_key))
+    text = scores.to_string(float_format="{:.3f}".format)
+    say(scores.to_json(indent=1, double_precision=15) if as_json else text)
 
 # %% ../nbs/52_cli.ipynb #3fe164af
-_PERTURB = "Learn from a perturbation screen, and predict combinations that it does not have."
-perturb = typer.Typer(no_args_is_help=True, help=_PERTURB)
+perturb = typer.Typer(no_args_is_help=True,
+    help="Learn from a perturbation screen, and predict combinations that it does not have.")
 app.add_typer(perturb, name="perturb")
 
 @_command("perturb fit screen.h5ad --direction up --epochs 3 -o run", perturb, "fit")
@@ -277,140 +237,101 @@ def perturb_fit(
     condition_key: _option(str, "Column of obs: control, A, A+B.") = "condition",
     batch_key: BatchKey = None, layer: Layer = None,
     gene_sets: _option(Path | None, "A .gmt file that says which genes are alike.") = None,
-    target: _option(list[str] | None, "A further gene to ask for; can be repeated.") = None,
+    target: _option(list[str], "A further gene to ask for; can be repeated.") = (),
     epochs: Epochs = 3,
     n_hvg: _option(int, "Highly variable genes to use, beside the perturbed ones.", min=2) = 5000,
     seed: Seed = 0, resume: Resume = False,
 ):
     "Train on control cells and the perturbations of a screen."
-    _check_run_folder(out, resume)
-    from scformer_nb.datasets import load
-    from scformer_nb.perturbation import PerturbationModel
-    model = PerturbationModel(load(data), condition_key, batch_key, layer, direction, target or [],
-        gene_sets, n_hvg, seed=seed)
-    with lock_folder(out):
-        model.fit(epochs, out, resume, _watched()).save(out, overwrite=True)
-    _say(f"{model!r}\n{out}")
+    scf.runs.check_run_folder(out, resume)
+    model = scf.perturbation.PerturbationModel(scf.load(data), condition_key, batch_key, layer,
+        direction, target, gene_sets, n_hvg, seed=seed)
+    model.fit(epochs, out, resume, is_watched()).save(out, overwrite=True)
+    say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #0206e320
 @_command("perturb predict run KLF1+CBL CBL -o predicted.csv", perturb, "predict")
 def perturb_predict(
     run: Run,
     conditions: _argument(list[str], "A or A+B, by gene names.", "PERTURBATION..."),
-    out: _option(Path, _PREDICTED, "-o", "--out"),
+    out: _option(Path, "New .csv or .h5ad: mean log expression, a row a perturbation.",
+        "-o", "--out"),
 ):
     "Predict mean expression after perturbations; `control` is what they are compared with."
     _check_new_file(out, ".csv", ".h5ad")
     from anndata import AnnData
-
-    from scformer_nb.perturbation import PerturbationModel
-    table = PerturbationModel.load(run).predict(list(dict.fromkeys([*conditions, "control"])))
+    model = scf.perturbation.PerturbationModel.load(run)
+    table = model.predict(list(dict.fromkeys([*conditions, "control"])))
     if out.suffix == ".csv":
-        write_text(out, table.to_csv())
+        with new_file(out) as file:
+            table.to_csv(file)
     else:
         change = (table - table.loc["control"]).to_numpy()
-        adata = AnnData(table.to_numpy(), obs=table[[]], var=table.T[[]], layers={"change": change})
-        write_h5ad(adata, out)
-    _say(str(out))
+        write_h5ad(AnnData(table, layers={"change": change}), out)
+    say(str(out))
 
 # %% ../nbs/52_cli.ipynb #107e9193
 def _list(page: str | None, as_json: bool) -> str: # text
     "The pages, or the parameters of one"
-    from scformer_nb.report import page_summary
-    from scformer_nb.runner import find_page, pages, parameters
     if page is None:
-        found = {name: page_summary(path)[1] for name, path in pages().items()}
+        pages = scf.runner.pages().items()
+        found = {name: scf.report.page_summary(path)[1] for name, path in pages}
         lines = (f"{name:18}{text}" for name, text in found.items())
     else:
-        found = {name: p._asdict() for name, p in parameters(find_page(page)).items()}
+        params = scf.runner.parameters(scf.runner.find_page(page)).items()
+        found = {name: p._asdict() for name, p in params}
         lines = ("{name}: {type} = {default!r}\n    {help}".format(**p) for p in found.values())
     return json.dumps(found, indent=1) if as_json else "\n".join(lines)
 
 # %% ../nbs/52_cli.ipynb #726d1b02
-def _summary(metrics: dict[str, dict[str, float]]) -> str: # text
-    "The averages of a run, a line a method"
+def _averages(metrics: dict[str, dict[str, float]]) -> str: # a line a method
+    "The averages of a run"
     from pandas import DataFrame
     table = DataFrame.from_dict(metrics, orient="index")
-    averages = [n for n in ("AvgBIO", "AvgBATCH", "Overall") if n in table]
-    table = table[averages or list(table)[:4]]
-    return table.to_string(float_format="{:.3f}".format, na_rep="") if table.size else "no numbers"
+    shown = [n for n in ("AvgBIO", "AvgBATCH", "Overall") if n in table] or list(table)[:4]
+    text = table[shown].to_string(float_format="{:.3f}".format, na_rep="")
+    return text if shown else "no numbers"
 
 # %% ../nbs/52_cli.ipynb #5c2dbe5d
-def _run(page: str, data: list[str], out: Path | None, given: list[str], quick: bool,
-        as_json: bool) -> None:
+def _run(page: str, data: list[str], out: Path | None, given: list[str] = (), quick: bool = False,
+        as_json: bool = False) -> None:
     "Run a page, say what came out and where it lies"
-    from scformer_nb.runner import find_page, run_page, to_json
     out = out or Path("out") / page
-    metrics = run_page(find_page(page), data, out, given, quick, show=_watched())
-    text = f"{_summary(metrics['metrics'])}\n\n{out / 'report.html'}"
-    _say(to_json(metrics) if as_json else text)
+    path = scf.runner.find_page(page)
+    metrics = scf.runner.run_page(path, data, out, given, quick, show=is_watched())
+    text = f"{_averages(metrics['metrics'])}\n\n{out / 'report.html'}"
+    say(json.dumps(metrics, indent=1) if as_json else text)
 
 # %% ../nbs/52_cli.ipynb #db20c116
 @_command("run integration my.h5ad -p label_key=type -p batch_key=plate -o out/mine")
 def run(
     page: _argument(str | None, "clustering, integration, ...; --list shows all.", "PAGE") = None,
     data: _argument(list[str] | None, _DATA, "DATA") = None,
-    out: Folder = None, given: Given = None, quick: Quick = False,
+    out: Folder = None, given: Given = (), quick: Quick = False,
     show: _option(bool, "Show the pages, or the parameters of PAGE.", "--list") = False,
     as_json: AsJson = False,
 ):
     "Run an experiment of the papers on your data: report, metrics, figures and notebook."
     if show:
-        return _say(_list(page, as_json))
+        return say(_list(page, as_json))
     if page is None or not data:
         raise ValueError("name a page and the data: scformer run clustering my.h5ad; "
             "--list shows the pages")
-    _run(page, data, out, given or [], quick, as_json)
+    _run(page, data, out, given, quick, as_json)
 
 # %% ../nbs/52_cli.ipynb #526de67b
 @_command("compare-species human.h5ad mouse.h5ad --label-key cell_type -o out/species")
 def compare_species(
     first: Data, second: Data,
-    label_key: _option(str, "Column of obs with the cell type, in both.") = "cell_type",
-    out: Folder = None, given: Given = None, quick: Quick = False, as_json: AsJson = False,
+    label_key: _option(str | None, "Column of obs with the cell type, in both.") = None,
+    out: Folder = None, given: Given = (), quick: Quick = False, as_json: AsJson = False,
 ):
     "Compare the cell types of two species: one space for both, Wasserstein distances, a taxonomy."
-    given = given or []
-    if not any(g.startswith("label_key=") for g in given):
-        given = [f"label_key={label_key}", *given]
+    given = [*given, *([f"label_key={label_key}"] if label_key else [])]
     _run("cross_species", [first, second], out, given, quick, as_json)
 
-# %% ../nbs/52_cli.ipynb #0ae0c002
-def _run_demo(folder: Path, max_epochs: int) -> dict[str, dict[str, float]]: # metrics by method
-    "Train on pbmc68k_reduced and write all files, the metrics last: where they are, the rest is"
-    import scanpy as sc
-
-    import scformer_nb as scf
-    from scformer_nb.metrics import evaluate
-    from scformer_nb.plots import plot_history, plot_umap
-    adata = scf.datasets.load("pbmc68k_reduced")
-    pca = sc.pp.pca(scf.data.preprocess(adata), copy=True).obsm["X_pca"]
-    model = scf.ScFormer(adata).fit(max_epochs)
-    model.annotate(adata)
-    embeddings = {"PCA": pca, "scFormer": adata.obsm["X_scformer"]}
-    metrics = {name: evaluate(Z, adata.obs) for name, Z in embeddings.items()}
-    write_h5ad(adata, folder / "pbmc68k_reduced.h5ad")
-    model.save(folder / "model", overwrite=True)
-    plot_umap(adata, color=["cell_type"]).savefig(folder / "umap.png", dpi=150)
-    plot_history(model.history).savefig(folder / "training.png", dpi=150)
-    write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
-    return metrics
-
 # %% ../nbs/52_cli.ipynb #4a09a234
-@_command("demo --out out/demo")
-def demo(
-    out: _option(Path, "Folder for the results.", "-o", "--out") = Path("out/demo"),
-    max_epochs: _option(int, "Passes over the cells.", min=1) = 15,
-):
+@_command("demo -o out/demo")
+def demo(out: _option(Path, "Folder for the results.", "-o", "--out") = Path("out/demo")):
     "Learn embeddings of 700 real blood cells and compare them with PCA."
-    try:
-        shown = _summary(json.loads((out / "metrics.json").read_text()))
-        _say(f"{out} holds a finished demo; remove the folder to run it again")
-    except (OSError, ValueError, TypeError, AttributeError):
-        if out.is_dir() and any(p.name != ".lock" for p in out.iterdir()):
-            raise FileExistsError(f"{out} is not empty and holds no finished demo; "
-                "name another folder with -o") from None
-        with lock_folder(out):
-            shown = _summary(_run_demo(out, max_epochs))
-    files = sorted(p for p in out.iterdir() if p.name != ".lock")
-    _say("\n".join([shown, "", "files:", *(f"  {p}" for p in files)]))
+    _run("clustering", ["pbmc68k_reduced"], out, ["methods=PCA,scFormer"])

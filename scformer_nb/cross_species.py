@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SPECIES_SMALL', 'SPECIES_PAPER', 'Components', 'prepare_species', 'shared_genes', 'by_species', 'shared_components',
-           'first_two', 'SpeciesRecipe', 'mask', 'attend', 'SpeciesNetwork', 'init_as_pca', 'CrossSpecies']
+           'first_two', 'SpeciesRecipe', 'SpeciesNetwork', 'init_as_pca', 'CrossSpecies', 'SpeciesTask']
 
 # %% ../nbs/40_cross_species.ipynb #53294642
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from itertools import islice
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,46 +21,32 @@ from anndata import AnnData, concat
 from fastcore.basics import patch
 from sklearn.decomposition import PCA, TruncatedSVD
 from torch import nn
-from tqdm.auto import tqdm
 
 from .data import preprocess
+from .ledger import digest
 from .metrics import knn_graph
 from .model import Block
+from .training import TrainingTask, train
 
 # %% ../nbs/40_cross_species.ipynb #70945dfb
-def _scaled(
-    adata: AnnData, # raw counts
-    layer: str | None, # layer with raw counts; None: X
-) -> tuple[sp.csr_matrix, pd.Index, float]: # (cells, genes) scaled plus 50, genes, factor
-    "Filtered, normalised, logged and scaled values (section 5.2)."
+def _scaled(adata: AnnData, layer: str | None) -> tuple[sp.csr_matrix, pd.Index, float]:
+    "Scaled values plus 50, their genes and the factor on log values (section 5.2)."
     data = preprocess(adata, n_hvg=adata.n_vars, layer=layer, min_cells=5)
     factor = 100 / float(data.X.max())
     return data.X.astype(np.float64) * factor, data.var_names, factor
 
-# %% ../nbs/40_cross_species.ipynb #045d3274
-def _from_cells(
-    X: sp.csr_matrix, # (cells, genes)
-    n: int, # axes
-) -> np.ndarray: # (n, genes) orthonormal rows
-    "Axes from the covariance of cells, for few cells with many genes."
-    mean = np.asarray(X.mean(0)).ravel()
+# %% ../nbs/40_cross_species.ipynb #02365e81
+def _axes(X: sp.csr_matrix, n: int, exact: int = 5000) -> np.ndarray: # (n, genes)
+    "An orthonormal basis of the first principal components."
+    if X.shape[1] <= min(exact, 4 * X.shape[0]):
+        return PCA(n, svd_solver="covariance_eigh").fit(X).components_
+    if X.shape[0] > exact:
+        return TruncatedSVD(n, random_state=0).fit(X).components_
+    mean = np.asarray(X.mean(0)).ravel() # few cells, many genes: the covariance of cells
     shift = X @ mean
     _, U = np.linalg.eigh((X @ X.T).toarray() - shift[:, None] - shift + mean @ mean)
     U = U[:, ::-1][:, :n]
     return np.linalg.qr(X.T @ U - np.outer(mean, U.sum(0)))[0].T
-
-# %% ../nbs/40_cross_species.ipynb #02365e81
-def _axes(
-    X: sp.csr_matrix, # (cells, genes)
-    n: int, # axes
-    exact: int = 5000, # the shorter side up to which they are exact
-) -> np.ndarray: # (n, genes) orthonormal rows
-    "An orthonormal basis of the first principal components."
-    if X.shape[1] <= min(exact, 4 * X.shape[0]):
-        return PCA(n, svd_solver="covariance_eigh").fit(X).components_
-    if X.shape[0] <= exact:
-        return _from_cells(X, n)
-    return TruncatedSVD(n, random_state=0).fit(X).components_
 
 # %% ../nbs/40_cross_species.ipynb #d46e7d09
 @dataclass
@@ -82,11 +68,8 @@ class Components:
         return (scores @ self.axes + self.mean) / self.factor
 
 # %% ../nbs/40_cross_species.ipynb #c45d08ab
-def _principal(
-    X: sp.csr_matrix, # (cells, genes) cells with counts
-    basis: np.ndarray, # (n, genes) orthonormal rows
-) -> tuple[np.ndarray, float]: # (n, genes) axes by falling variance, share of variance
-    "Turn a basis onto its principal axes."
+def _principal(X: sp.csr_matrix, basis: np.ndarray) -> tuple[np.ndarray, float]:
+    "Principal axes of what a basis spans, and their share of the variance."
     mean = np.asarray(X.mean(0)).ravel()
     S = X @ basis.T - mean @ basis.T
     variance, R = np.linalg.eigh(S.T @ S)
@@ -189,24 +172,6 @@ SPECIES_SMALL = SpeciesRecipe()
 SPECIES_PAPER = SpeciesRecipe(
     dim=1024, n_encoder=12, n_decoder=12, n_heads=16, d_ff=4096, pca_init=False)
 
-# %% ../nbs/40_cross_species.ipynb #d5d97dd7
-def mask(
-    x: torch.Tensor, # (cells, components)
-    ratio: float, # share of entries to hide
-    rng: torch.Generator, # draws them, on the CPU
-) -> torch.Tensor: # (cells, components)
-    "Set a share of the entries to zero, their mean (section 3.1)."
-    return x * (torch.rand(x.shape, generator=rng) >= ratio).to(x)
-
-# %% ../nbs/40_cross_species.ipynb #56d70179
-def attend(
-    q: torch.Tensor, # (cells, dim) queries
-    k: torch.Tensor, # (cells, dim) keys
-    v: torch.Tensor, # (cells, dim) values
-) -> torch.Tensor: # (cells, dim)
-    "Attention without weights (section 2.1), as eq. 4 and 5 use it."
-    return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-
 # %% ../nbs/40_cross_species.ipynb #b9da4c8d
 class SpeciesNetwork(nn.Module):
     "Linear layers by dataset; encoder, merge and decoder shared (section 3.1)."
@@ -236,25 +201,25 @@ class SpeciesNetwork(nn.Module):
             h = block(h, None, h.shape[1])
         return I_s, self.encoder_norm(h)[0]
 
-    def forward(self,
-        x: torch.Tensor, # (cells, components), masked
+    def restore(self,
+        x: torch.Tensor, # (cells, components), masked in training
         source: int, # number of the dataset
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # E, I' (cells, dim), X'
+    ) -> tuple[torch.Tensor, torch.Tensor]: # I' (cells, dim), X' (cells, components)
         "Encoder, attention merge, decoder (eq. 2-7)."
         I_s, E_s = self.encode(x, source)
-        merged = attend(I_s, E_s, E_s)
-        h = merged[None]
+        h = merged = F.scaled_dot_product_attention(I_s[None], E_s[None], E_s[None])
         for block in self.decoder:
             h = block(h, None, h.shape[1])
-        return E_s, merged, self.outputs[source](self.decoder_norm(h)[0])
+        return merged[0], self.outputs[source](self.decoder_norm(h)[0])
+
+    def forward(self, batches: list[torch.Tensor]) -> list[torch.Tensor]:
+        "X' of a mini-batch of each dataset."
+        return [self.restore(x, source)[1] for source, x in enumerate(batches)]
 
 # %% ../nbs/40_cross_species.ipynb #30b4122b
 @torch.no_grad()
-def init_as_pca(
-    network: SpeciesNetwork, # changed in place
-    length: float = 2.0, # of the queries, relative to a cell's
-) -> None:
-    "The first components pass linear layers unchanged, and blocks almost so."
+def init_as_pca(network: SpeciesNetwork) -> None: # changed in place
+    "The first components pass linear layers as they are, at twice their length, blocks almost so."
     for block in (*network.encoder, *network.decoder):
         for linear in (block.out, block.fc2):
             linear.weight.mul_(0.1)
@@ -262,7 +227,7 @@ def init_as_pca(
     for first, last in zip(network.inputs, network.outputs, strict=True):
         same = range(min(first.weight.shape))
         first.weight.zero_()
-        first.weight[same, same] = length
+        first.weight[same, same] = 2.0
         last.weight.mul_(0.1)
         last.weight[same, same] = 1.0
         last.bias.zero_()
@@ -271,7 +236,7 @@ def init_as_pca(
 def _check_datasets(adatas: dict[str, AnnData], least: int = 20) -> None:
     "Raises ValueError unless there are two datasets or more with a name and enough cells each."
     if not isinstance(adatas, dict) or not all(isinstance(name, str) for name in adatas):
-        raise ValueError('datasets must be a dict of name and AnnData: '
+        raise ValueError("datasets must be a dict of name and AnnData, such as "
                          '{"human": adata_h, "mouse": adata_m}')
     if len(adatas) < 2:
         raise ValueError("one encoder is shared by two species or more, and there is only "
@@ -280,8 +245,7 @@ def _check_datasets(adatas: dict[str, AnnData], least: int = 20) -> None:
         if not isinstance(adata, AnnData):
             raise ValueError(f"{name!r} is a {type(adata).__name__}, not an AnnData")
         if adata.n_obs < least:
-            raise ValueError(f"{name!r} has {adata.n_obs} cells; cells are described by like "
-                             f"cells, and {least} is the least: add more")
+            raise ValueError(f"{name!r} has {adata.n_obs} cells; {least} are the least: add more")
 
 # %% ../nbs/40_cross_species.ipynb #551c9aac
 def _unit(p: Components, dim: int) -> np.float32: # factor on the scores
@@ -309,118 +273,99 @@ class CrossSpecies:
                 self.components[name] = prepare_species(adata, layer, recipe.n_components)
             except ValueError as error:
                 raise ValueError(f"{name!r}: {error}") from None
-        self._data = {s: torch.from_numpy(p.scores * _unit(p, recipe.dim))
-                      for s, p in self.components.items()}
+        self.data = {s: torch.from_numpy(p.scores * _unit(p, recipe.dim))
+                     for s, p in self.components.items()}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
-            self.network = SpeciesNetwork([x.shape[1] for x in self._data.values()], recipe)
+            self.network = SpeciesNetwork([x.shape[1] for x in self.data.values()], recipe)
         if recipe.pca_init:
             init_as_pca(self.network)
-        self._adam = torch.optim.Adam(self.network.parameters(), lr=recipe.lr)
+        self.task = None
 
     def __repr__(self):
-        cells = ", ".join(f"{name} {len(x):,} cells" for name, x in self._data.items())
+        cells = ", ".join(f"{name} {len(x):,} cells" for name, x in self.data.items())
         epochs = len(self.history)
         return f"CrossSpecies: {cells}; {self.recipe.dim} dimensions, trained for {epochs} epochs"
 
 # %% ../nbs/40_cross_species.ipynb #b5b004e9
-def _batches(
-    n_cells: int, # cells to deal
-    size: int, # largest mini-batch
-    rng: np.random.Generator, # shuffles them
-) -> Iterator[np.ndarray]: # row numbers
-    "Mini-batches of equal size, shuffled anew in every round, without end."
+def _batches(n_cells: int, size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    "Row numbers of mini-batches of equal size, shuffled anew in every round, without end."
     while True:
         yield from np.array_split(rng.permutation(n_cells), -(-n_cells // size))
 
 # %% ../nbs/40_cross_species.ipynb #e53ef7d3
-@patch
-def _steps(self: CrossSpecies,
-    epoch: int, # its number, from 0
-) -> Iterator[list[torch.Tensor]]: # a mini-batch of each dataset, (cells, components)
-    "The mini-batches of one epoch; cells without counts are not among them."
-    size = self.recipe.batch_size
-    data = [x[torch.from_numpy(self.components[name].seen)] for name, x in self._data.items()]
-    rngs = [np.random.default_rng([self.seed, epoch, i]) for i in range(len(data))]
-    deals = [_batches(len(x), size, rng) for x, rng in zip(data, rngs, strict=True)]
-    for _ in range(max(-(-len(x) // size) for x in data)):
-        yield [x[next(deal)] for x, deal in zip(data, deals, strict=True)]
+class SpeciesTask(TrainingTask):
+    "Mini-batches and losses of a `CrossSpecies`, for `train` (sections 3.1 and 5.2)."
+    def __init__(self, model: CrossSpecies):
+        self.model, self.network, self.seed = model, model.network, model.seed
+        self.data = [x[torch.from_numpy(p.seen)] for x, p in zip(
+            model.data.values(), model.components.values(), strict=True)]
+        self.largest = max(range(len(self.data)), key=lambda i: len(self.data[i]))
+        self.n_cells = len(self.data[self.largest])
 
-# %% ../nbs/40_cross_species.ipynb #e8c38def
-@patch
-def _loss(self: CrossSpecies,
-    x: torch.Tensor, # (cells, components) of one dataset
-    source: int, # number of the dataset
-    rng: torch.Generator, # draws the mask
-) -> torch.Tensor: # scalar
-    "Mean squared error of the restored components, relative to the variance (section 3.1)."
-    device = next(self.network.parameters()).device
-    _, _, restored = self.network(mask(x, self.recipe.mask_ratio, rng).to(device), source)
-    return ((restored - x.to(device))**2).sum(1).mean() / self.recipe.dim
+    def train_batches(self, epoch: int, rank: int, world: int) -> Iterator[list]:
+        "Of each dataset a mini-batch, masked and whole, (cells, components)"
+        recipe, seed = self.model.recipe, [self.seed, epoch]
+        deals = [_batches(len(x), recipe.batch_size, np.random.default_rng([*seed, i]))
+                 for i, x in enumerate(self.data)]
+        rng = torch.Generator().manual_seed(int(np.random.default_rng(seed).integers(2**62)))
+        for _ in range(-(-self.n_cells // recipe.batch_size)):
+            batch = [x[next(deal)] for x, deal in zip(self.data, deals, strict=True)]
+            yield [(x * (torch.rand(x.shape, generator=rng) >= recipe.mask_ratio), x)
+                   for x in batch]
 
-# %% ../nbs/40_cross_species.ipynb #c1f25cc1
-@patch
-def _epoch(self: CrossSpecies) -> dict: # mean loss of each dataset
-    "Train for one epoch."
-    epoch, losses = len(self.history), []
-    seed = np.random.default_rng([self.seed, epoch]).integers(2**62)
-    masks = torch.Generator().manual_seed(int(seed))
-    for batch in self._steps(epoch):
-        self._adam.zero_grad()
-        losses.append([])
-        for source, x in enumerate(batch):
-            loss = self._loss(x, source, masks)
-            loss.backward()
-            losses[-1].append(loss.item())
-        self._adam.step()
-    return dict(zip(self._data, np.mean(losses, axis=0).tolist(), strict=True))
+    def size(self, batch: list) -> int:
+        return len(batch[self.largest][1])
+
+    def loss(self, network: nn.Module, batch: list) -> dict[str, torch.Tensor]:
+        "Squared error of the restored components, relative to the variance"
+        restored = network([masked for masked, _ in batch])
+        losses = {f"of {name}": ((r - x)**2).sum(1).mean() / self.model.recipe.dim
+                  for name, r, (_, x) in zip(self.model.data, restored, batch, strict=True)}
+        return losses | {"loss": sum(losses.values())}
+
+    def learning_rate(self, epoch: int, step: int) -> float:
+        return self.model.recipe.lr
+
+    def identity(self) -> dict[str, object]:
+        data = digest(*((name, p.scores.shape, list(p.genes), round(p.explained, 6))
+                        for name, p in self.model.components.items()))
+        return asdict(self.model.recipe) | {"seed": self.seed, "cells or genes": data}
 
 # %% ../nbs/40_cross_species.ipynb #b4d85baf
 @patch
 def fit(self: CrossSpecies,
     max_epochs: int = 30, # epochs in all, those of earlier calls included
     progress: bool = True, # show a progress bar
+    run_dir: str | Path | None = None, # folder for checkpoint and history; None: nothing is written
+    resume: bool = False, # continue the run in `run_dir`
 ) -> "CrossSpecies": # itself
-    "Train; `history` has the losses. Raises FloatingPointError where one is no number."
-    if max_epochs < 1:
-        raise ValueError(f"max_epochs={max_epochs} must be at least 1")
-    self.network.to("cuda" if torch.cuda.is_available() else "cpu").train()
-    for epoch in tqdm(range(len(self.history), max_epochs), disable=not progress, unit=" epochs"):
-        losses = self._epoch()
-        total = sum(losses.values())
-        if not np.isfinite(total):
-            raise FloatingPointError(f"the loss became {total} in epoch {epoch + 1}: "
-                                     "lower lr in the recipe")
-        row = pd.DataFrame([{"epoch": epoch + 1, **losses, "total": total}])
-        self.history = pd.concat([self.history, row], ignore_index=True)
+    "Train; `history` has the losses. Raises FloatingPointError, OSError and ValueError as `train`."
+    self.task = self.task or SpeciesTask(self)
+    rows = train(self.task, max_epochs, run_dir=run_dir, resume=resume, progress=progress)
+    rows.columns = [c.removeprefix("train_of ") for c in rows]
+    self.history = rows.rename(columns={"train_loss": "total"})[["epoch", *self.data, "total"]]
     return self
 
 # %% ../nbs/40_cross_species.ipynb #21e41116
 @patch
 @torch.inference_mode()
-def _by_batches(self: CrossSpecies,
-    name: str, # of a dataset
-    predict: Callable, # (mini-batch, number of the dataset): (cells, width)
-    width: int, # of the result
-    seed: int | list, # of the order
-) -> np.ndarray: # (cells, width) float32, rows in the order of adata
-    "What the network makes of all cells of a dataset, each once."
-    x, source = self._data[name], list(self._data).index(name)
-    device, size = next(self.network.parameters()).device, self.recipe.batch_size
-    deal = _batches(len(x), size, np.random.default_rng(seed))
-    found = np.empty((len(x), width), np.float32)
-    for rows in islice(deal, -(-len(x) // size)):
-        found[rows] = predict(x[rows].to(device), source).cpu()
-    return found
+def _by_batches(self: CrossSpecies, name: str, predict: Callable, seed: int | list) -> np.ndarray:
+    "predict(mini-batch, number of the dataset) for all cells, each once, in the order of adata."
+    x, source = self.data[name], list(self.data).index(name)
+    device = next(self.network.parameters()).device
+    order = np.random.default_rng(seed).permutation(len(x))
+    deal = np.array_split(order, -(-len(x) // self.recipe.batch_size))
+    found = torch.cat([predict(x[rows].to(device), source) for rows in deal])
+    return found.cpu().numpy()[np.argsort(order)]
 
 # %% ../nbs/40_cross_species.ipynb #a9e9349e
 @patch
 def embed(self: CrossSpecies) -> dict[str, np.ndarray]: # name: (cells, dim), rows as in adata
     "The output of the encoder for all cells of all datasets (eq. 2, 3)."
-    network, dim = self.network.eval(), self.recipe.dim
     def encode(x, source):
-        return network.encode(x, source)[1]
-    return {s: self._by_batches(s, encode, dim, [self.seed, i]) for i, s in enumerate(self._data)}
+        return self.network.encode(x, source)[1]
+    return {s: self._by_batches(s, encode, [self.seed, i]) for i, s in enumerate(self.data)}
 
 # %% ../nbs/40_cross_species.ipynb #321a6829
 @patch
@@ -428,10 +373,8 @@ def reconstruct(self: CrossSpecies,
     name: str, # of a dataset
 ) -> np.ndarray: # (cells, genes) log values of the genes in `components[name].genes`
     "The decoder's output (eq. 6, 7) as log expression. Raises KeyError for an unknown name."
-    if name not in self._data:
-        raise KeyError(f"{name!r} is none of the datasets: {', '.join(self._data)}")
-    p, network = self.components[name], self.network.eval()
-    def decode(x, source):
-        return network(x, source)[2]
-    found = self._by_batches(name, decode, p.scores.shape[1], self.seed)
+    if name not in self.data:
+        raise KeyError(f"{name!r} is none of the datasets: {', '.join(self.data)}")
+    p = self.components[name]
+    found = self._by_batches(name, lambda x, source: self.network.restore(x, source)[1], self.seed)
     return p.reconstruct(found / _unit(p, self.recipe.dim))

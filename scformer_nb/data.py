@@ -260,7 +260,7 @@ def _not_counts(X: sp.csr_matrix, where: str, obs: pd.DataFrame, batch_key: str 
 # %% ../nbs/01_data.ipynb #e1c606e1
 def looks_like_ensembl(names) -> bool:
     "Whether most genes go by Ensembl ids (ENSG..., ENSMUSG..., with or without a version)."
-    return pd.Series(names, dtype=str).str.fullmatch(r"ENS[A-Z]*G\d{11}(\.\d+)?").mean() > 0.5
+    return pd.Series(names, dtype=str).str.fullmatch(r"ENS[A-Z]*G\d{11}(\.\d+)?", case=False).mean() > 0.5
 
 # %% ../nbs/01_data.ipynb #1ea3a2a0
 def join_small_batches(batch: pd.Series, min_cells: int = 50) -> pd.Series:

@@ -38,9 +38,8 @@ class EffectModel:
 # %% ../nbs/32_effects.ipynb #1622f011
 def _covary_genes(m: EffectModel, A: sp.csr_matrix, B: sp.csr_matrix, weights) -> np.ndarray:
     "Covariance (a, b) of sums of gene effects"
-    _, common, similar, *_ = weights
-    same = common * A.sum(1) @ B.sum(1).T + (A @ B.T).toarray()
-    return np.asarray(same + similar * ((A @ m.alike) @ (B @ m.alike).T).toarray())
+    same = weights[1] * A.sum(1) @ B.sum(1).T + (A @ B.T).toarray()
+    return np.asarray(same + weights[2] * ((A @ m.alike) @ (B @ m.alike).T).toarray())
 
 # %% ../nbs/32_effects.ipynb #a87e9bad
 def _covary_pairs(m: EffectModel, A: sp.csr_matrix, B: sp.csr_matrix) -> np.ndarray:
@@ -56,19 +55,14 @@ def _covary_pairs(m: EffectModel, A: sp.csr_matrix, B: sp.csr_matrix) -> np.ndar
 # %% ../nbs/32_effects.ipynb #03094f31
 def _covariance(m: EffectModel, a: Sequence[str], b: Sequence[str], weights) -> np.ndarray:
     "Covariance (a, b) of the changes of two lists of perturbations"
-    offset, _, _, together, alone = weights
     A, B = mark_genes(a, m.targets), mark_genes(b, m.targets)
-    pairs = together * _covary_pairs(m, A, B) + alone * (np.array(a)[:, None] == np.array(b))
-    return offset + _covary_genes(m, A, B, weights) + pairs
+    alone = weights[4] * (np.array(a)[:, None] == np.array(b))
+    pairs = weights[3] * _covary_pairs(m, A, B) + alone
+    return weights[0] + _covary_genes(m, A, B, weights) + pairs
 
 # %% ../nbs/32_effects.ipynb #1a2d5a0a
-def _likelihood(
-    m: EffectModel, # scores and noise
-    variance: np.ndarray, # (components,) variance between cells
-    weights: tuple, # of the covariance
-    grid: np.ndarray, # amplitudes to try
-) -> tuple[float, np.ndarray]: # log likelihood, (components,) best amplitudes
-    "Marginal likelihood of the scores, each component at its best amplitude"
+def _likelihood(m: EffectModel, variance: np.ndarray, weights: tuple, grid: np.ndarray) -> tuple:
+    "Marginal log likelihood of the scores with each component at its best amplitude; these"
     whiten = np.linalg.inv(np.linalg.cholesky(np.diag(m.noise) + m.shared))
     value, vector = np.linalg.eigh(whiten @ _covariance(m, m.names, m.names, weights) @ whiten.T)
     power = (vector.T @ whiten @ m.scores) ** 2 / variance
@@ -89,41 +83,36 @@ def _own_changes(p: Profiles, targets: list[str]) -> np.ndarray: # (perturbation
     return out
 
 # %% ../nbs/32_effects.ipynb #3f078c49
-def _components(p: Profiles, targets: list[str], most: int) -> dict: # fields of EffectModel
+def _components(p: Profiles, targets: list[str]) -> dict: # fields of EffectModel
     "Changes without own changes, in their principal components"
     own, column = _own_changes(p, targets), p.control.index.get_indexer(targets)
     rest = p.change.to_numpy().copy()
     for i, j in zip(*np.nonzero(~np.isnan(own)), strict=True):
         rest[i, column[j]] -= own[i, j]
-    components = np.linalg.svd(rest, full_matrices=False)[2][:most]
+    components = np.linalg.svd(rest, full_matrices=False)[2][:30]
     level = np.where(column >= 0, p.control.to_numpy()[column], 0)
     scores = rest @ components.T
     return dict(own=own, column=column, level=level, components=components, scores=scores)
-
-# %% ../nbs/32_effects.ipynb #112fdbd2
-def _weight_grid(m: EffectModel) -> product: # of (offset, common, similar, together, alone)
-    "Weights to try; none for gene sets or doubles where there are none"
-    sets, doubles = m.alike.shape[1] > 0, any("+" in c for c in m.names)
-    similar = [0, 0.5, 2, 8, 32] if sets else [0]
-    together = [0, 0.5, 2, 8] if sets and doubles else [0]
-    return product([0.1, 1, 10], [0, 0.1, 1], similar, together, [0.05, 0.5])
 
 # %% ../nbs/32_effects.ipynb #da6643df
 def fit_effects(
     train: ad.AnnData, # control and training perturbations, of `prepare_screen`
     targets: Sequence[str], # genes that can be asked for
     gene_sets: Mapping[str, Sequence[str]] | None = None, # what makes genes alike; None: nothing
-    n_components: int = 30, # components at most
 ) -> EffectModel:
-    "Fit the model of additive effects by marginal likelihood."
+    "Fit the model of additive effects in 30 components by marginal likelihood."
     p, targets = profile(train), list(targets)
     m = EffectModel(names=list(p.mean.index), targets=targets, noise=1 / p.n_cells.to_numpy(),
         alike=gene_set_vectors(targets, gene_sets or {}), shared=1 / p.n_control,
-        **_components(p, targets, n_components))
+        **_components(p, targets))
     control = train.X[(train.obs["condition"] == "control").to_numpy()]
     variance = np.asarray(control @ m.components.T).var(0) + 1e-9
     grid = np.r_[0, np.geomspace(1e-3, 1e3, 25)] * m.noise.mean()
-    fits = ((*_likelihood(m, variance, w, grid), w) for w in _weight_grid(m))
+    sets, doubles = m.alike.shape[1] > 0, any("+" in c for c in m.names)
+    similar = [0, 0.5, 2, 8, 32] if sets else [0]
+    together = [0, 0.5, 2, 8] if sets and doubles else [0]
+    tried = product([0.1, 1, 10], [0, 0.1, 1], similar, together, [0.05, 0.5])
+    fits = ((*_likelihood(m, variance, w, grid), w) for w in tried)
     _, amplitude, weights = max(fits, key=lambda fit: fit[0])
     return replace(m, amplitude=amplitude, weights=np.array(weights))
 
@@ -137,10 +126,8 @@ def _solve(m: EffectModel, rows: np.ndarray) -> np.ndarray: # (rows, components)
 
 # %% ../nbs/32_effects.ipynb #e5e8b4af
 @patch
-def own_change(self: EffectModel,
-    rows: np.ndarray, # training perturbations that may be used
-) -> np.ndarray: # (targets,)
-    "Change of each target's own expression: observed, else by ridge regression on its level, else 0."
+def own_change(self: EffectModel, rows: np.ndarray) -> np.ndarray: # to learn from; (targets,)
+    "Change of each target's own expression: observed, else by ridge regression on its level or 0."
     seen = ~np.isnan(self.own[rows]).all(0)
     own = np.zeros(len(self.targets))
     own[seen] = np.nanmean(self.own[rows][:, seen], 0)
@@ -168,11 +155,10 @@ def expected(self: EffectModel,
 
 # %% ../nbs/32_effects.ipynb #21cc01e4
 @patch
-def gene_effects(self: EffectModel,
-    genes: Sequence[str], # of the targets
-    rows: np.ndarray, # training perturbations that may be used
-) -> np.ndarray: # (genes, components) of unit scale
-    "Posterior mean of the effect of each gene, in components."
+def gene_effects(self: EffectModel, genes: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """Posterior mean of the effect of each target, (genes, components) of unit scale.
+
+    `rows` are the training perturbations that may be used."""
     if not len(rows):
         return np.zeros((len(genes), len(self.components)))
     marks = [mark_genes(c, self.targets) for c in (genes, [self.names[i] for i in rows])]

@@ -28,10 +28,8 @@ from .plots import OKABE_ITO, plot_history, plot_methods, save_figure, umap
 from .training import DEFAULT, Recipe
 
 # %% ../nbs/13_experiment.ipynb #0c187277
-def check_methods(
-    methods: list, # names of baselines, and "scFormer"
-) -> list: # the same without repeats, scFormer among them
-    "Raises ValueError for an unknown method."
+def check_methods(methods: list) -> list: # names; the same without repeats, scFormer among them
+    "The baselines of a table and scFormer. Raises ValueError for an unknown method."
     known = [*BASELINES, "scFormer"]
     if unknown := [repr(m) for m in methods if m not in known]:
         raise ValueError(f"methods are {', '.join(known)}; not {', '.join(unknown)}")
@@ -45,11 +43,10 @@ def data_settings(
 ) -> dict: # for a `Ledger`
     "What identifies the data of a run."
     counts = adata.layers[layer] if layer else adata.X
-    columns = [key for key in keys.values() if key]
-    facts = {"cells": adata.n_obs, "genes": adata.n_vars}
-    facts["counts"] = round(float(counts.sum(dtype="float64")))
-    facts["data"] = digest(counts, adata.var_names, adata.obs[columns])
-    return facts | {"layer": layer} | keys
+    columns = adata.obs[[key for key in keys.values() if key]]
+    return {"cells": adata.n_obs, "genes": adata.n_vars, "layer": layer,
+        "counts": round(float(counts.sum(dtype="float64"))),
+        "data": digest(counts, adata.var_names, columns)} | keys
 
 # %% ../nbs/13_experiment.ipynb #a902fb28
 class Experiment:
@@ -72,8 +69,7 @@ class Experiment:
         if n_cells:
             drawn = np.random.default_rng(0).permutation(self.adata.n_obs)[:n_cells]
             self.adata = self.adata[drawn].copy()
-        self.hvg = preprocess(
-            self.adata, n_hvg=n_hvg, batch_key=self.batch_key, layer=self.layer)
+        self.hvg = preprocess(self.adata, n_hvg=n_hvg, batch_key=self.batch_key, layer=self.layer)
         self.ledger = Ledger(self.out / f"{name}.jsonl")
 
     @property
@@ -81,24 +77,22 @@ class Experiment:
         "Cell types, to colour by; one group where there are none."
         if self.label_key is None:
             return pd.Series("all cells", self.hvg.obs.index, name="cells")
-        self.check_column("label_key", self.label_key)
-        return self.hvg.obs[self.label_key].rename("cell type")
+        return self.column("label_key").rename("cell type")
 
     def batches(self, need: str) -> pd.Series: # who needs them, for the message; (cells,)
         "Batches, two or more. Raises ValueError for another column."
-        self.check_column("batch_key", self.batch_key)
-        batches = self.hvg.obs[self.batch_key].rename("batch").astype("category")
+        batches = self.column("batch_key").rename("batch").astype("category")
         if batches.nunique() < 2:
-            raise ValueError(
-                f"obs[{self.batch_key!r}] has one value, {need} two or more: "
+            raise ValueError(f"obs[{self.batch_key!r}] has one value, {need} two or more: "
                 "name another batch_key, or run the clustering page")
         return batches
 
-    def check_column(self, argument: str, key: str | None) -> None: # its name, its value
-        "Raises ValueError for a column that obs does not have."
-        if key not in self.hvg.obs:
+    def column(self, argument: str) -> pd.Series: # label_key or batch_key; (cells,)
+        "The column of obs that it names. Raises ValueError where there is none."
+        if (key := getattr(self, argument)) not in self.hvg.obs:
             known = ", ".join(self.hvg.obs) or "no columns"
             raise ValueError(f"{argument}={key!r} is not a column of obs ({known}): name one")
+        return self.hvg.obs[key]
 
     def path(self, suffix: str, folder: str = "") -> Path: # e.g. "umap"; below `out`
         "out/folder/<experiment>_<data set>_<suffix>, without an ending."
@@ -119,18 +113,15 @@ def train(self: Experiment,
     recipe: Recipe = DEFAULT, # sizes, switches and weights
 ): # the ScFormer
     "scFormer, trained on the cells of this experiment."
-    model = scf.ScFormer(
-        self.adata, batch_key=self.batch_key, layer=self.layer, n_hvg=self.n_hvg,
-        seed=seed, recipe=recipe)
+    model = scf.ScFormer(self.adata, batch_key=self.batch_key, layer=self.layer,
+        n_hvg=self.n_hvg, seed=seed, recipe=recipe)
     return model.fit(max_epochs=max_epochs, progress=False) if max_epochs else model
 
 # %% ../nbs/13_experiment.ipynb #0c141739
 @patch
-def keep_umap(self: Experiment,
-    name: str, # of a method
-    Z: np.ndarray, # (cells, dims)
-) -> None:
+def keep_umap(self: Experiment, name: str, Z: np.ndarray) -> None: # of a method; (cells, dims)
     "Write the coordinates that `draw_umaps` reads."
+    self.path(name, "umap").parent.mkdir(parents=True, exist_ok=True)
     np.save(f"{self.path(name, 'umap')}.npy", umap(Z).astype(np.float16))
 
 
@@ -171,13 +162,11 @@ def compare(self: Experiment,
         if seed == seeds[0]:
             self.keep_umap(name, Z)
 
-    self.path("", "umap").parent.mkdir(parents=True, exist_ok=True)
     settings = dict.fromkeys(methods, self.settings)
     settings["scFormer"] = self.settings | {"max_epochs": max_epochs, "recipe": asdict(DEFAULT)}
-    runs, failed = compare_methods(
-        {name: (BASELINES | {"scFormer": scformer})[name] for name in methods}, self.hvg,
-        self.ledger, self.dataset, settings, self.label_key, self.batch_key,
-        seeds=seeds, seedless=DETERMINISTIC, keep=keep)
+    embed = {name: (BASELINES | {"scFormer": scformer})[name] for name in methods}
+    runs, failed = compare_methods(embed, self.hvg, self.ledger, self.dataset, settings,
+        self.label_key, self.batch_key, seeds=seeds, seedless=DETERMINISTIC, keep=keep)
     if "scFormer" in failed:
         raise RuntimeError(f"scFormer failed: {failed['scFormer']}")
     return runs, failed
@@ -188,15 +177,11 @@ def newest(ledger: Ledger) -> pd.DataFrame: # of `Ledger.summary`
     return ledger.summary().drop_duplicates(["dataset", "method"], keep="last")
 
 
-def margins(
-    ledger: Ledger, # of an experiment
-    score: str, # a metric
-) -> pd.DataFrame: # data sets by methods
+def margins(ledger: Ledger, score: str) -> pd.DataFrame: # a metric; data sets by methods
     "Means over seeds, and scFormer's margin."
     mean = newest(ledger).pivot(index="dataset", columns="method", values=score)
-    mean = mean.rename_axis(columns=score)
     others = mean.drop(columns="scFormer").max(axis=1)
-    return mean.assign(margin=mean["scFormer"] - others).round(3)
+    return mean.rename_axis(columns=score).assign(margin=mean["scFormer"] - others).round(3)
 
 
 def plot_margins(
@@ -205,18 +190,15 @@ def plot_margins(
     methods: list, # in this order
 ) -> Figure:
     "Means and standard deviations of all data sets, as bars."
-    found = newest(ledger)
+    found = newest(ledger).pivot(index="dataset", columns="method")
     fig, axes = plt.subplots(1, len(scores), figsize=(6 * len(scores) + 2, 3.2),
         layout="constrained", squeeze=False, sharey=True)
     for ax, score in zip(axes[0], scores, strict=True):
-        mean = found.pivot(index="dataset", columns="method", values=score)
-        sd = found.pivot(index="dataset", columns="method", values=f"{score}_sd")
-        order = [m for m in methods if m in mean]
-        mean[order].plot.bar(yerr=sd[order], color=OKABE_ITO, rot=0, width=.8,
-            error_kw={"lw": 1}, legend=False, ax=ax)
-        ax.set(xlabel="", ylabel=score)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, frameon=False, ncols=6, loc="outside upper center")
+        order = [m for m in methods if m in found[score]]
+        found[score][order].plot.bar(yerr=found[f"{score}_sd"][order], color=OKABE_ITO, rot=0,
+            width=.8, error_kw={"lw": 1}, legend=False, ax=ax, xlabel="", ylabel=score)
+    handles = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*handles, frameon=False, ncols=6, loc="outside upper center")
     return fig
 
 # %% ../nbs/13_experiment.ipynb #efb787fc
@@ -227,27 +209,21 @@ def gain(
     less: str, # another one
 ) -> pd.Series: # a difference per seed; empty where one of the options was not run
     "What one option has more than another, seed by seed."
-    there = set(runs.index.get_level_values("option"))
-    if metric not in runs or not {more, less} <= there:
+    if metric not in runs or not {more, less} <= set(runs.index.get_level_values("option")):
         return pd.Series(dtype=float)
     return (runs.loc[more, metric] - runs.loc[less, metric]).dropna()
 
 
-def verdicts(
-    gains: dict, # claim: its differences, one per seed
-) -> pd.DataFrame: # mean, se, seeds, here: holds, fails or open
-    "Which claims hold; those without a seed are left out."
+def verdicts(gains: dict) -> pd.DataFrame: # claim: its differences; mean, se, seeds, here
+    "Whether a claim holds, fails or is open; those without a seed are left out."
     found = pd.DataFrame({claim: d.agg(["mean", "sem", "count"]) for claim, d in gains.items()}).T
     found = found.set_axis(["mean", "se", "seeds"], axis=1)
-    found["here"] = np.select(
-        [found["mean"] > 2 * found["se"], found["mean"] < -2 * found["se"]],
-        ["holds", "fails"], "open")
+    holds, fails = found["mean"] > 2 * found["se"], found["mean"] < -2 * found["se"]
+    found["here"] = np.select([holds, fails], ["holds", "fails"], "open")
     return found[found["seeds"] > 0].astype({"seeds": int}).round(3).astype(object)
 
 # %% ../nbs/13_experiment.ipynb #466fea68
-def finished_options(
-    ledger: Ledger, # of an experiment whose methods have options
-) -> dict: # data set: index (method, option, seed), a column per metric
+def finished_options(ledger: Ledger) -> dict: # data set: (method, option, seed) by metrics
     "The newest run of each option and seed."
     key = ["method", "option", "seed"]
     newest_runs = ledger.table().drop_duplicates(["dataset", *key], keep="last")
@@ -277,9 +253,9 @@ def plot_gains(
     fig, axes = plt.subplots(1, len(gains), figsize=(5.5 * len(gains), 4.5),
         layout="constrained", sharex=True, squeeze=False)
     for ax, (title, options) in zip(axes[0], gains.items(), strict=True):
-        means, errors = ([getattr(d, f)() for d in options.values()] for f in ("mean", "sem"))
-        ax.errorbar(means, range(len(means)), xerr=errors, fmt="o", color="#0072B2", ecolor="0.6")
+        d = pd.DataFrame(options)
+        ax.errorbar(d.mean(), list(d), xerr=d.sem(), fmt="o", color="#0072B2", ecolor="0.6")
         ax.axvline(0, color="0.6", lw=1)
-        ax.set(yticks=range(len(means)), yticklabels=list(options), xlabel=label, title=title)
+        ax.set(xlabel=label, title=title)
         ax.invert_yaxis()
     return fig

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from .binning import bin_values
 from .metrics import nearest
-from .plots import OKABE_ITO, umap
+from .plots import OKABE_ITO, panel_grid, umap
 from .svd_init import gene_loadings
 
 # %% ../nbs/15_gene_space.ipynb #74860305
@@ -49,18 +49,13 @@ def term_members(
     most: int = 100, # genes of a term
 ) -> np.ndarray: # (terms, genes) float32, 1: in the term
     "Which of the genes are in which gene set."
-    column = {gene.upper(): i for i, gene in enumerate(genes)}
-    rows = []
-    for members in sets.values():
-        found = {column[g.upper()] for g in members if g.upper() in column}
-        if least <= len(found) <= most:
-            rows.append(np.isin(np.arange(len(genes)), list(found)))
+    genes = pd.Index(genes).str.upper()
+    rows = [genes.isin([g.upper() for g in members]) for members in sets.values()]
+    rows = [row for row in rows if least <= row.sum() <= most]
     return np.array(rows, dtype=np.float32).reshape(len(rows), len(genes))
 
 # %% ../nbs/15_gene_space.ipynb #21ead8ee
-def unit_vectors(
-    embedding: np.ndarray, # (genes, dims)
-) -> np.ndarray: # (genes, dims) float64
+def unit_vectors(embedding: np.ndarray) -> np.ndarray: # (genes, dims) in and out, float64
     "Embeddings about their mean, at length 1."
     E = np.asarray(embedding, dtype=np.float64)
     E = E - E.mean(0)
@@ -89,10 +84,10 @@ class Question:
         right = np.take_along_axis(self.right, self.neighbours(embedding), 1)
         return float(right[self.rows].mean())
 
-    def chance(self, embedding: np.ndarray, n: int = 200) -> dict: # mean, sd, exact
-        "The same with genes that change places."
+    def chance(self, embedding: np.ndarray) -> dict: # (genes, dims); mean, sd, exact
+        "The same with genes that change places, 200 times."
         near, shares = self.neighbours(embedding), []
-        for seed in range(n):
+        for seed in range(200):
             place = np.random.default_rng(seed).permutation(len(near))
             shares.append(self.right[place[:, None], place[near]][self.rows[place]].mean())
         exact = self.right[self.rows].sum(1).mean() / (len(near) - 1)
@@ -106,12 +101,12 @@ def gene_questions(
     k: int, # neighbours
 ) -> dict: # "markers" and "GO terms": name: Question
     "What can be asked of these genes."
-    types = markers.reindex(genes).to_numpy()
-    marked, has_term, every = pd.notna(types), terms.any(0), np.ones(len(genes), bool)
-    same, found = (types[:, None] == types) & marked, {}
+    types, has_term, found = markers.reindex(genes).to_numpy(), terms.any(0), {}
+    marked = pd.notna(types)
+    same = (types[:, None] == types) & marked
     if marked.sum() > k + 1:
         found["markers"] = {
-            "same type, all genes": Question(marked, every, same, k),
+            "same type, all genes": Question(marked, np.ones(len(genes), bool), same, k),
             "same type, markers": Question(marked, marked, same, k)}
     if has_term.sum() > k + 1:
         shared = Question(has_term, has_term, terms.T @ terms > 0, k)
@@ -119,16 +114,12 @@ def gene_questions(
     return found
 
 # %% ../nbs/15_gene_space.ipynb #7cef1ffb
-def svd_vectors(
-    adata: AnnData, # of `preprocess`
-    batch_key: str | None, # column of obs
-    n: int, # components
-) -> pd.DataFrame: # (genes, n), index var_names
-    "Loadings of the bins, centred within each batch."
-    codes = np.zeros(adata.n_obs, int)
-    if batch_key:
-        codes = adata.obs[batch_key].astype("category").cat.codes.to_numpy()
-    return pd.DataFrame(gene_loadings(bin_values(adata.layers["counts"]), codes, n), adata.var_names)
+def svd_vectors(adata: AnnData, batch_key: str | None, n: int) -> pd.DataFrame: # (genes, n)
+    "Loadings of n components of the bins, centred within each batch; `adata` is of `preprocess`."
+    batches = adata.obs[batch_key] if batch_key else np.zeros(adata.n_obs)
+    codes = pd.Categorical(batches).codes
+    bins = bin_values(adata.layers["counts"])
+    return pd.DataFrame(gene_loadings(bins, codes, n), adata.var_names)
 
 
 def pca_vectors(adata: AnnData) -> pd.DataFrame: # of `preprocess`; (genes, 50), index var_names
@@ -142,8 +133,7 @@ def plot_genes(
     markers: pd.Series, # of `find_markers`
 ) -> Figure: # a panel per embedding
     "UMAPs of genes, the markers of each type coloured."
-    fig = Figure(figsize=(5.5 * len(embeddings), 4.4), layout="constrained")
-    axes = fig.subplots(1, len(embeddings), squeeze=False)[0]
+    fig, axes = panel_grid(len(embeddings), len(embeddings), 5, 4.4)
     for ax, (title, E) in zip(axes, embeddings.items(), strict=True):
         xy = umap(unit_vectors(E), min(15, len(E) - 1))
         ax.scatter(*xy.T, s=7, lw=0, color="0.82")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'HeadSizes', 'HeadInput', 'Head', 'value_loss', 'mlp', 'MaskedGenes', 'elastic_cell_similarity',
-           'CellSimilarity', 'ReverseGradient', 'BatchClassifier', 'GeneQuery', 'CellValues', 'expressed_loss',
-           'Expressed', 'count_loss', 'Counts', 'Heads', 'upgrade_weights']
+           'CellSimilarity', 'reverse_gradient', 'BatchClassifier', 'GeneQuery', 'CellValues', 'Expressed',
+           'count_loss', 'Counts', 'Heads', 'upgrade_weights']
 
 # %% ../nbs/05_heads.ipynb #99bd4876
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .tokens import TokenBatch
 # %% ../nbs/05_heads.ipynb #da7718b8
 @dataclass(frozen=True)
 class HeadSizes:
-    "Sizes and switches that heads are made from."
+    "Sizes and switches that heads are made from. Raises ValueError for an unknown loss."
     dim: int # size of gene and cell embeddings
     n_genes: int # genes of the vocabulary
     n_bins: int = 51 # bins, the zero bin included
@@ -29,10 +29,19 @@ class HeadSizes:
     beta: float = 0.6 # threshold of ECS
     batch_input: bool = True # decoders know the sequencing batch
 
+    def __post_init__(self):
+        if self.loss not in ("mse", "ce"):
+            raise ValueError(f"loss must be 'mse' or 'ce', not {self.loss!r}")
+
     @property
     def decoder_dim(self) -> int:
         "Size of what decoders read: an embedding and, where there are batches, that of the batch"
         return self.dim * (2 if self.batch_input and self.n_batches > 1 else 1)
+
+    @property
+    def value_dim(self) -> int:
+        "Outputs for each binned value"
+        return 1 if self.loss == "mse" else self.n_bins
 
 # %% ../nbs/05_heads.ipynb #abfa7277
 @dataclass
@@ -45,30 +54,27 @@ class HeadInput:
     b: TokenBatch # the mini-batch: targets, masks, batch codes
 
 # %% ../nbs/05_heads.ipynb #4442e560
+HEADS: dict[str, type["Head"]] = {} # name in the recipe: head
+
 class Head(nn.Module):
-    "A task head: made from `HeadSizes`, called with `HeadInput`, gives its loss."
+    "A task head: made from `HeadSizes`, called with `HeadInput`, gives its loss, a scalar."
     min_batches: ClassVar[int] = 1 # sequencing batches without which the head is off
 
     def __init_subclass__(cls, name: str, **options):
         super().__init_subclass__(**options)
         HEADS[name] = cls
 
-HEADS: dict[str, type[Head]] = {} # name in the recipe: head
-
 # %% ../nbs/05_heads.ipynb #d3ef4dc0
 def value_loss(
     predicted: torch.Tensor, # (..., 1) scaled bin for "mse", (..., n_bins) logits for "ce"
     bins: torch.Tensor, # (...) true bins
-    n_bins: int, # bins, the zero bin included
-    kind: str = "mse", # "mse" or "ce"
+    sizes: HeadSizes, # which loss, and how many bins
 ) -> torch.Tensor: # scalar
     "Loss between predicted and true bins (eq. 7, eq. 8); zero when there is nothing to predict."
-    if kind not in ("mse", "ce"):
-        raise ValueError(f"loss must be 'mse' or 'ce', not {kind!r}")
     if bins.numel() == 0:
         return predicted.sum() * 0
-    if kind == "mse":
-        return F.mse_loss(predicted.squeeze(-1), bins / (n_bins - 1))
+    if sizes.loss == "mse":
+        return F.mse_loss(predicted.squeeze(-1), bins / (sizes.n_bins - 1))
     return F.cross_entropy(predicted, bins.long())
 
 # %% ../nbs/05_heads.ipynb #fbde084a
@@ -82,13 +88,12 @@ class MaskedGenes(Head, name="mgm"):
     "MGM (eq. 7): predict the value of a masked gene from its own output vector."
     def __init__(self, sizes: HeadSizes):
         super().__init__()
-        self.n_bins, self.loss = sizes.n_bins, sizes.loss
-        n_out = 1 if self.loss == "mse" else self.n_bins
-        self.decode = mlp(sizes.decoder_dim, sizes.decoder_dim, n_out)
+        self.sizes = sizes
+        self.decode = mlp(sizes.decoder_dim, sizes.decoder_dim, sizes.value_dim)
 
-    def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
+    def forward(self, x: HeadInput) -> torch.Tensor:
         masked = x.b.masked
-        return value_loss(self.decode(x.tokens[masked]), x.b.values[masked], self.n_bins, self.loss)
+        return value_loss(self.decode(x.tokens[masked]), x.b.values[masked], self.sizes)
 
 # %% ../nbs/05_heads.ipynb #8032b1b0
 def elastic_cell_similarity(
@@ -110,19 +115,13 @@ class CellSimilarity(Head, name="ecs"):
         super().__init__()
         self.beta = sizes.beta
 
-    def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
+    def forward(self, x: HeadInput) -> torch.Tensor:
         return elastic_cell_similarity(x.h_c, self.beta)
 
 # %% ../nbs/05_heads.ipynb #79522a86
-class ReverseGradient(torch.autograd.Function):
+def reverse_gradient(x: torch.Tensor) -> torch.Tensor: # equal to x
     "Identity whose gradient changes its sign (DAR, section 3.4)."
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return -gradient
+    return 2 * x.detach() - x
 
 # %% ../nbs/05_heads.ipynb #03d16da7
 class BatchClassifier(Head, name="dar"):
@@ -136,8 +135,8 @@ class BatchClassifier(Head, name="dar"):
             layers += [nn.Linear(sizes.dim, sizes.dim), nn.LeakyReLU(), nn.LayerNorm(sizes.dim)]
         self.classify = nn.Sequential(*layers, nn.Linear(sizes.dim, sizes.n_batches))
 
-    def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
-        return F.cross_entropy(self.classify(ReverseGradient.apply(x.h_c)), x.b.batch)
+    def forward(self, x: HeadInput) -> torch.Tensor:
+        return F.cross_entropy(self.classify(reverse_gradient(x.h_c)), x.b.batch)
 
 # %% ../nbs/05_heads.ipynb #b01ff94a
 class GeneQuery(nn.Module):
@@ -154,10 +153,8 @@ class GeneQuery(nn.Module):
         self.weight = nn.Linear(cell_dim, n_out * dim, bias=False)
         self.bias = nn.Parameter(torch.zeros(n_genes, n_out))
 
-    def forward(self,
-        genes: torch.Tensor, # (genes, dim) vectors of all genes, emb_g
-        cell: torch.Tensor, # (cells, cell_dim)
-    ) -> torch.Tensor: # (cells, genes, n_out)
+    def forward(self, genes: torch.Tensor, cell: torch.Tensor) -> torch.Tensor:
+        "(cells, genes, n_out) from (genes, dim) vectors, emb_g, and (cells, cell_dim)"
         q = self.query(genes)
         c = self.weight(cell).unflatten(-1, (-1, q.shape[-1]))
         return torch.einsum("gd,cod->cgo", q, c) * q.shape[-1] ** -0.5 + self.bias
@@ -166,34 +163,25 @@ class GeneQuery(nn.Module):
 class CellValues(GeneQuery, Head, name="mvc"):
     "MVC (eq. 8): bins of the masked genes that are expressed, asked of the cell embedding."
     def __init__(self, sizes: HeadSizes):
-        n_out = 1 if sizes.loss == "mse" else sizes.n_bins
-        super().__init__(sizes.dim, sizes.decoder_dim, sizes.n_genes, n_out)
-        self.n_bins, self.loss = sizes.n_bins, sizes.loss
+        super().__init__(sizes.dim, sizes.decoder_dim, sizes.n_genes, sizes.value_dim)
+        self.sizes = sizes
 
-    def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
+    def forward(self, x: HeadInput) -> torch.Tensor:
         asked = x.b.hidden & (x.b.bins > 0)
-        found = super().forward(x.genes, x.cell)[asked]
-        return value_loss(found, x.b.bins[asked], self.n_bins, self.loss)
-
-# %% ../nbs/05_heads.ipynb #e1c2e61a
-def expressed_loss(
-    logits: torch.Tensor, # (genes asked,) log-odds of being expressed
-    bins: torch.Tensor, # (genes asked,) bins, zero where not expressed
-) -> torch.Tensor: # scalar
-    "Bernoulli negative log-likelihood of a gene being expressed."
-    if not len(bins):
-        return logits.sum()
-    return F.binary_cross_entropy_with_logits(logits, (bins > 0).float())
+        return value_loss(super().forward(x.genes, x.cell)[asked], x.b.bins[asked], self.sizes)
 
 # %% ../nbs/05_heads.ipynb #c276247b
 class Expressed(GeneQuery, Head, name="zero"):
-    "Whether a masked gene is expressed, asked of the cell embedding."
+    "Whether a masked gene is expressed, asked of the cell embedding: a Bernoulli likelihood."
     def __init__(self, sizes: HeadSizes):
         super().__init__(sizes.dim, sizes.decoder_dim, sizes.n_genes)
 
-    def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
-        logits = super().forward(x.genes, x.cell).squeeze(-1)
-        return expressed_loss(logits[x.b.hidden], x.b.bins[x.b.hidden])
+    def forward(self, x: HeadInput) -> torch.Tensor:
+        logits = super().forward(x.genes, x.cell).squeeze(-1)[x.b.hidden]
+        if not len(logits):
+            return logits.sum()
+        expressed = x.b.bins[x.b.hidden] > 0
+        return F.binary_cross_entropy_with_logits(logits, expressed.float())
 
 # %% ../nbs/05_heads.ipynb #ffa1c8b8
 def count_loss(
@@ -214,7 +202,7 @@ class Counts(GeneQuery, Head, name="count"):
         self.batch = nn.Embedding(sizes.n_batches, sizes.n_genes)
         nn.init.zeros_(self.batch.weight)
 
-    def forward(self, x: HeadInput) -> torch.Tensor: # scalar loss
+    def forward(self, x: HeadInput) -> torch.Tensor:
         logits = super().forward(x.genes, x.cell).squeeze(-1) + self.batch(x.b.batch)
         return count_loss(logits, x.b.counts, x.b.hidden)
 
@@ -247,16 +235,13 @@ class Heads(nn.Module):
         b: TokenBatch, # the mini-batch
     ) -> dict[str, torch.Tensor]: # loss of each head, not weighted
         "Losses of all heads that are on"
-        cell, tokens = self.beside_batch(h_c, b.batch), self.beside_batch(h, b.batch)
+        cell, tokens = h_c, h
+        if self.batch is not None:
+            beside = self.batch(b.batch)
+            cell = torch.cat([h_c, beside], -1)
+            tokens = torch.cat([h, beside.unsqueeze(1).expand_as(h)], -1)
         seen = HeadInput(genes, tokens, cell, h_c, b)
         return {name: self.get_submodule(name)(seen) for name in self.weights}
-
-    def beside_batch(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        "(cells, ..., decoder_dim): vectors with the embedding of each cell's batch beside them"
-        if self.batch is None:
-            return x
-        known = self.batch(batch).view(len(x), *[1] * (x.ndim - 2), -1)
-        return torch.cat([x, known.expand(*x.shape[:-1], -1)], -1)
 
     def total(self, losses: dict[str, torch.Tensor]) -> torch.Tensor: # scalar
         "Weighted sum of the losses"
@@ -267,7 +252,7 @@ def upgrade_weights(
     weights: dict[str, torch.Tensor], # as saved
     network: nn.Module, # with `heads`
 ) -> dict[str, torch.Tensor]: # under today's names, without those of heads that are off
-    "Weights of an older version, ready for `network.load_state_dict`."
+    "Weights of version 0.1.0, ready for `network.load_state_dict`."
     renamed = {k.replace("heads.count_batch.", "heads.count.batch."): w for k, w in weights.items()}
     off = tuple(f"heads.{name}." for name in HEADS if name not in network.heads)
     return {k: w for k, w in renamed.items() if not k.startswith(off)}

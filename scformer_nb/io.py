@@ -86,19 +86,27 @@ def new_file(
 ) -> Iterator[Path]:  # where to write: a new empty file beside `path`
     "Write beside, move at the end. Raises FileExistsError, and OSError that says why."
     path = Path(path)
-    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}")
     way = hint("choose another name, or remove it", "name another with -o, or remove it")
+    taken = f"{path} is there already; {way}"
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise FileExistsError(taken)
+    new = path.with_name(f".{path.name[:80]}.{secrets.token_hex(8)}")
     try:
-        if not overwrite and (path.exists() or path.is_symlink()):
-            raise FileExistsError
         path.parent.mkdir(parents=True, exist_ok=True)
         new.touch(exist_ok=False)  # O_EXCL
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {_reason(e)}") from None
+    try:
         yield new
-        if not overwrite:
-            path.touch(exist_ok=False)  # takes the name, or fails where it is taken by now
-        os.replace(new, path)
+        if overwrite:
+            os.replace(new, path)
+            return
+        try:
+            os.link(new, path)  # at once, or FileExistsError where the name is taken by now
+        except PermissionError:  # a file system without hard links
+            os.replace(new, path)
     except FileExistsError:
-        raise FileExistsError(f"{path} is there already; {way}") from None
+        raise FileExistsError(taken) from None
     except OSError as e:
         raise OSError(f"cannot write {path}: {_reason(e)}") from e
     finally:

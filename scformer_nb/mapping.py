@@ -15,9 +15,9 @@ from anndata import AnnData
 from fastcore.basics import patch
 from sklearn.neighbors import NearestNeighbors
 
-from .scformer import ScFormer
 from .data import check_adata, check_column
 from .metrics import check_embedding
+from .scformer import ScFormer
 
 # %% ../nbs/14_mapping.ipynb #e62a7161
 def nearest_cells(
@@ -26,9 +26,8 @@ def nearest_cells(
     k: int, # neighbours
 ) -> tuple[np.ndarray, np.ndarray]: # (query cells, k) Euclidean distances, rows of the reference
     "The exact nearest reference cells of each query cell, the nearest first."
-    index = NearestNeighbors(n_neighbors=k, algorithm="brute")
-    index.fit(np.asarray(reference, np.float64))
-    return index.kneighbors(np.asarray(query, np.float64))
+    index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(np.float64(reference))
+    return index.kneighbors(np.float64(query))
 
 # %% ../nbs/14_mapping.ipynb #8e4b433d
 def held_out_neighbours(
@@ -82,13 +81,7 @@ def label_thresholds(
     return thresholds
 
 # %% ../nbs/14_mapping.ipynb #d3fe3635
-def _check_reference(
-    embedding: np.ndarray, # (cells, dims)
-    labels: pd.Categorical, # (cells,)
-    batches: np.ndarray | None, # (cells,)
-    k: int, # neighbours
-    alpha: float, # share of cells
-) -> None:
+def _check_reference(embedding: np.ndarray, labels: pd.Categorical, batches, k, alpha) -> None:
     "Raises ValueError for what cannot be a reference."
     check_embedding(embedding, len(labels))
     if missing := int((labels.codes < 0).sum()):
@@ -97,10 +90,10 @@ def _check_reference(
         raise ValueError("'unknown' is the name for cells without a label; rename that label")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha} must lie between 0 and 1, e.g. 0.05")
-    several = batches is not None and len(set(batches)) > 1
-    rest = len(labels) - (max(np.unique(batches, return_counts=True)[1]) if several else 1)
+    sizes = [1] if batches is None else np.unique(batches, return_counts=True)[1]
+    where = "outside the largest batch" if len(sizes) > 1 else "other reference cells"
+    rest = len(labels) - (max(sizes) if len(sizes) > 1 else 1)
     if not 1 <= k <= rest:
-        where = "outside the largest batch" if several else "other reference cells"
         raise ValueError(f"k={k} neighbours, but there are {rest} cells {where}: "
                          f"choose a k from 1 to {rest}")
 
@@ -116,22 +109,26 @@ class Reference:
         alpha: float = 0.05, # share of rightly labelled cells that may become unknown
     ):
         labels = pd.Categorical(labels).remove_unused_categories()
-        labels = labels.rename_categories(labels.categories.astype(str))
-        embedding, n_labels = np.asarray(embedding), len(labels.categories)
-        _check_reference(embedding, labels, batches, k, alpha)
-        self.embedding, self.labels = embedding, labels
-        self.k, self.alpha = int(k), alpha
+        self.labels = labels.rename_categories(labels.categories.astype(str))
+        self.embedding, self.k = np.asarray(embedding), int(k)
         self.model = None # `build_reference` sets it
-        distances, rows = held_out_neighbours(embedding, batches, k)
+        _check_reference(self.embedding, self.labels, batches, k, alpha)
+        distances, rows = held_out_neighbours(self.embedding, batches, k)
         self.usual = distances.mean(1)
-        votes = count_votes(distances, rows, self.usual, labels.codes, n_labels)
-        best, confidence = votes.argmax(1), votes.max(1)
+        best, confidence = self._vote(distances, rows)
         right = best == labels.codes
         if not right.any():
             raise ValueError("no held-out cell gets its own label: labels and embedding do not fit")
-        self.held_out = pd.DataFrame(
-            {"label": labels.categories[best], "confidence": confidence, "truth": labels})
+        self.held_out = pd.DataFrame({"label": self.labels.categories[best],
+                                      "confidence": confidence, "truth": self.labels})
+        n_labels = len(labels.categories)
         self.thresholds = label_thresholds(confidence, right, labels.codes, n_labels, alpha)
+
+    def _vote(self, distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        "(query cells,) number of the label with most votes, and its share"
+        n_labels = len(self.labels.categories)
+        votes = count_votes(distances, rows, self.usual, self.labels.codes, n_labels)
+        return votes.argmax(1), votes.max(1)
 
     def __repr__(self):
         right = (self.held_out["label"] == self.held_out["truth"].astype(str)).mean()
@@ -144,19 +141,16 @@ def transfer(self: Reference,
     embedding: np.ndarray, # (query cells, dims) of the same model
 ) -> pd.DataFrame: # (query cells) label, with "unknown"; confidence in [0, 1]; nearest
     "Label, confidence and the rule for unknown cells. Raises ValueError for another size."
-    embedding, names = np.asarray(embedding), self.labels.categories
+    embedding, names = np.asarray(embedding), [*self.labels.categories, "unknown"]
     check_embedding(embedding, len(embedding))
     n_dims, expected = embedding.shape[1], self.embedding.shape[1]
     if n_dims != expected:
         raise ValueError(f"the query has {n_dims} dimensions, the reference {expected}: "
                          "embed both with one model")
-    distances, rows = nearest_cells(self.embedding, embedding, self.k)
-    votes = count_votes(distances, rows, self.usual, self.labels.codes, len(names))
-    best, confidence = votes.argmax(1), votes.max(1)
-    label = np.where(confidence < self.thresholds[best], len(names), best)
-    names = [*names, "unknown"]
-    return pd.DataFrame({"label": pd.Categorical.from_codes(label, names), "confidence": confidence,
-                         "nearest": pd.Categorical.from_codes(best, names)})
+    best, confidence = self._vote(*nearest_cells(self.embedding, embedding, self.k))
+    label = np.where(confidence < self.thresholds[best], len(names) - 1, best)
+    label, best = (pd.Categorical.from_codes(codes, names) for codes in (label, best))
+    return pd.DataFrame({"label": label, "confidence": confidence, "nearest": best})
 
 # %% ../nbs/14_mapping.ipynb #5154b36c
 def build_reference(
@@ -185,7 +179,7 @@ def transform(self: Reference,
     unseen_batch: str = "error", # see `ScFormer.embed_cells`
     layer: str | None = None, # see `ScFormer.embed_cells`
 ) -> pd.DataFrame: # (query cells) see `transfer`
-    "Write `scformer_label`, `scformer_confidence` and `X_scformer`. Raises ValueError without a model."
+    "Write `scformer_label`, `scformer_confidence`, `X_scformer`. Raises ValueError without a model."
     if self.model is None:
         raise ValueError("this reference was made from an embedding; use transfer, "
                          "or make it with build_reference")
@@ -195,7 +189,6 @@ def transform(self: Reference,
     adata.obs["scformer_label"] = table["label"].array
     adata.obs["scformer_confidence"] = table["confidence"].to_numpy()
     return table
-
 
 @patch
 def map(self: Reference, adata: AnnData, unseen_batch: str = "error") -> pd.DataFrame:

@@ -27,59 +27,49 @@ class ValueEmbedding(nn.Module):
         self.embed = nn.Sequential(*layers)
         self.mask = nn.Parameter(torch.randn(dim) * 0.02)
 
-    def forward(self,
-        values: torch.Tensor, # (cells, tokens) float bins
-        masked: torch.Tensor, # (cells, tokens) bool
-    ) -> torch.Tensor: # (cells, tokens, dim)
+    def forward(self, values: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+        "(cells, tokens, dim) from (cells, tokens) bins and whether they are masked"
         x = self.embed(values.unsqueeze(-1) / self.top)
         return torch.where(masked.unsqueeze(-1), self.mask, x)
 
 # %% ../nbs/04_model.ipynb #e34ce8c7
 class DomainBatchNorm(nn.Module):
     "DSBN (section 3.4): each row under the statistics of its own sequencing batch."
+    momentum, eps = 0.1, 1e-5 # weight of the newest mini-batch; added to the variance
+
     def __init__(self,
         dim: int, # features
         n_batches: int, # sequencing batches
         affine: bool = False, # then scale and shift, with weights of each batch's own
-        momentum: float = 0.1, # weight of the newest mini-batch in the running statistics
-        eps: float = 1e-5, # added to the variance
     ):
         super().__init__()
-        self.momentum, self.eps = momentum, eps
         self.scale = nn.Parameter(torch.ones(n_batches, dim)) if affine else None
         self.shift = nn.Parameter(torch.zeros(n_batches, dim)) if affine else None
         self.register_buffer("mean", torch.zeros(n_batches, dim))
         self.register_buffer("var", torch.ones(n_batches, dim))
-
-    def _statistics(self, x: torch.Tensor, k: int): # mean (dim,), variance (dim,)
-        "Mean and variance of one batch: of this mini-batch in training, the running ones otherwise"
-        if k < 0:
-            return self.mean.mean(0), self.var.mean(0)
-        if not self.training or len(x) < 2:
-            return self.mean[k], self.var[k]
-        mean, var = x.mean(0), x.var(0, unbiased=False)
-        with torch.no_grad():
-            self.mean[k].lerp_(mean, self.momentum)
-            self.var[k].lerp_(var, self.momentum)
-        return mean, var
 
     def forward(self,
         x: torch.Tensor, # (cells, tokens, dim)
         batch: torch.Tensor, # (cells,) batch codes, -1 for a batch not seen in training
         valid: torch.Tensor, # (cells, tokens) bool, False at padding
     ) -> torch.Tensor: # (cells, tokens, dim)
-        codes, row = batch.unique(return_inverse=True)
-        stats = [self._statistics(x[(batch == k).unsqueeze(1) & valid], k) for k in codes.tolist()]
-        mean, var = (torch.stack(s) for s in zip(*stats, strict=True))
-        x = (x - mean[row].unsqueeze(1)) / (var[row].unsqueeze(1) + self.eps).sqrt()
+        mean, var = self.mean.clone(), self.var.clone()
+        for k in batch.unique().tolist() if self.training else ():
+            own = x[(batch == k).unsqueeze(1) & valid]
+            if len(own) > 1:
+                mean[k], var[k] = own.mean(0), own.var(0, unbiased=False)
+        if self.training:
+            self.mean.lerp_(mean.detach(), self.momentum)
+            self.var.lerp_(var.detach(), self.momentum)
+        x = (x - self._of_rows(mean, batch)) / (self._of_rows(var, batch) + self.eps).sqrt()
         if self.scale is None:
             return x
         return x * self._of_rows(self.scale, batch) + self._of_rows(self.shift, batch)
 
-    def _of_rows(self, weights: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        "(cells, 1, dim): weights of each cell's batch, the average for an unseen one"
+    def _of_rows(self, table: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        "(cells, 1, dim): the table's row for each cell's batch, the average for an unseen one"
         known = (batch >= 0).unsqueeze(1)
-        return torch.where(known, weights[batch.clamp(min=0)], weights.mean(0)).unsqueeze(1)
+        return torch.where(known, table[batch.clamp(min=0)], table.mean(0)).unsqueeze(1)
 
 # %% ../nbs/04_model.ipynb #5a10be36
 class Block(nn.Module):

@@ -11,7 +11,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,27 +27,18 @@ from .baselines import quietly
 from .screens import genes_of, mark_genes, parse_condition, profile
 
 # %% ../nbs/31_perturbation_models.ipynb #ff95f50f
-def no_change(
-    train: ad.AnnData, # control and training perturbations, of `prepare_screen`
-    conditions: Sequence[str], # perturbations to predict
-) -> pd.DataFrame: # (perturbations, genes) mean log expression
+def no_change(train: ad.AnnData, conditions: Sequence[str]) -> pd.DataFrame:
     "Control expression, for every perturbation."
     control = profile(train).control
     return pd.DataFrame(np.tile(control, (len(conditions), 1)), list(conditions), control.index)
 
 # %% ../nbs/31_perturbation_models.ipynb #508035d4
-def mean_change(
-    train: ad.AnnData, # control and training perturbations
-    conditions: Sequence[str], # perturbations to predict
-) -> pd.DataFrame: # (perturbations, genes) mean log expression
+def mean_change(train: ad.AnnData, conditions: Sequence[str]) -> pd.DataFrame:
     "Mean of the training perturbations, for every perturbation."
     return no_change(train, conditions) + profile(train).change.mean()
 
 # %% ../nbs/31_perturbation_models.ipynb #041f17fd
-def additive(
-    train: ad.AnnData, # control and training perturbations
-    conditions: Sequence[str], # perturbations to predict
-) -> pd.DataFrame: # (perturbations, genes) mean log expression
+def additive(train: ad.AnnData, conditions: Sequence[str]) -> pd.DataFrame:
     "Control plus the single effects of the perturbed genes."
     change = profile(train).change
     singles = change[~change.index.str.contains("+", regex=False)]
@@ -71,12 +62,6 @@ def gene_set_vectors(
     length = np.sqrt(np.asarray(M.multiply(M).sum(1)).ravel())
     return (sp.diags(1 / np.where(length > 0, length, 1)) @ M).tocsr()
 
-# %% ../nbs/31_perturbation_models.ipynb #8bf5b4bd
-def _set_components(genes: list[str], gene_sets: Mapping, rank: int) -> dict[str, np.ndarray]:
-    "Gene: its principal components (rank,) of gene set vectors"
-    u, s, _ = np.linalg.svd(gene_set_vectors(genes, gene_sets).toarray(), full_matrices=False)
-    return dict(zip(genes, (u * s)[:, :rank], strict=True))
-
 # %% ../nbs/31_perturbation_models.ipynb #ee1b16c7
 def _sum_rows(row: dict, conditions: Sequence[str], nothing: np.ndarray) -> np.ndarray:
     "Sums of the rows of the perturbed genes (perturbations, rank); unknown genes add nothing"
@@ -88,29 +73,27 @@ def linear(
     train: ad.AnnData, # control and training perturbations
     conditions: Sequence[str], # perturbations to predict
     gene_sets: Mapping[str, Sequence[str]] | None = None, # describe perturbed genes by these
-    rank: int = 10, # dimensions of genes and perturbations
-    ridge: float = 0.1, # penalty of both regressions
 ) -> pd.DataFrame: # (perturbations, genes) mean log expression
-    "The rank-restricted linear model of Ahlmann-Eltze et al. (2025)."
+    "The linear model of Ahlmann-Eltze et al. (2025): of rank 10, with a ridge of 0.1."
     change = profile(train).change
     b = change.mean().to_numpy()
     Y = change.to_numpy().T - b[:, None]
-    G = np.linalg.svd(Y, full_matrices=False)[0][:, :rank]
+    G = np.linalg.svd(Y, full_matrices=False)[0][:, :10]
     row = dict(zip(change.columns, G, strict=True))
     if gene_sets:
-        row = _set_components(sorted(genes_of([*change.index, *conditions])), gene_sets, rank)
+        genes = sorted(genes_of([*change.index, *conditions]))
+        vectors = gene_set_vectors(genes, gene_sets).toarray()
+        u, s, _ = np.linalg.svd(vectors, full_matrices=False)
+        row = dict(zip(genes, (u * s)[:, :10], strict=True))
     nothing = np.zeros(len(next(iter(row.values()))))
     P = _sum_rows(row, change.index, nothing)
-    left = np.linalg.solve(G.T @ G + ridge * np.eye(G.shape[1]), G.T @ Y @ P)
-    W = left @ np.linalg.inv(P.T @ P + ridge * np.eye(len(nothing)))
+    left = np.linalg.solve(G.T @ G + 0.1 * np.eye(G.shape[1]), G.T @ Y @ P)
+    W = left @ np.linalg.inv(P.T @ P + 0.1 * np.eye(len(nothing)))
     return no_change(train, conditions) + _sum_rows(row, conditions, nothing) @ W.T @ G.T + b
 
 # %% ../nbs/31_perturbation_models.ipynb #f3d3fac4
-def pair_cells(
-    data: ad.AnnData, # of `prepare_screen`
-    rng: np.random.Generator, # source of randomness
-) -> np.ndarray: # (cells,) row of a control cell for each cell
-    "A random control cell of the same batch; of any batch where the batch has none."
+def pair_cells(data: ad.AnnData, rng: np.random.Generator) -> np.ndarray: # (cells,) rows
+    "A random control cell of the same batch for each cell; of any where its batch has none."
     batch = data.obs["batch"].to_numpy()
     control = np.flatnonzero(data.obs["condition"] == "control")
     out = rng.choice(control, data.n_obs)
@@ -125,12 +108,11 @@ def _dense(X: sp.csr_matrix) -> torch.Tensor:
     return torch.from_numpy(X.toarray().astype(np.float32))
 
 # %% ../nbs/31_perturbation_models.ipynb #31765d4f
-def _draw_mlp(n_in: int, hidden: int, n_out: int, seed: int) -> nn.Sequential:
-    "Two hidden layers, drawn from the seed without touching the global one"
+def _draw_mlp(n_in: int, n_out: int, seed: int) -> nn.Sequential:
+    "Two hidden layers of 128, drawn from the seed without touching the global one"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        sizes = [(n_in, hidden), (hidden, hidden), (hidden, n_out)]
-        first, second, last = (nn.Linear(*size) for size in sizes)
+        first, second, last = nn.Linear(n_in, 128), nn.Linear(128, 128), nn.Linear(128, n_out)
         return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
 
 # %% ../nbs/31_perturbation_models.ipynb #c678f447
@@ -139,13 +121,12 @@ def mlp_baseline(
     conditions: Sequence[str], # perturbations to predict
     seed: int = 0, # of weights, pairs and order
     max_epochs: int = 10, # each training cell once in each
-    hidden: int = 128, # size of both hidden layers
 ) -> pd.DataFrame: # (perturbations, genes) mean log expression
     "A multi-layer perceptron on pairs of cells."
     names, rng = train.obs["condition"].astype(str), np.random.default_rng(seed)
     genes = sorted(genes_of([*names.unique(), *conditions]))
     rows, marks = np.flatnonzero(names != "control"), mark_genes(list(names), genes)
-    net = _draw_mlp(train.n_vars + len(genes), hidden, train.n_vars, seed)
+    net = _draw_mlp(train.n_vars + len(genes), train.n_vars, seed)
     optimiser = torch.optim.Adam(net.parameters(), lr=1e-3)
     for _ in range(max_epochs):
         partner = pair_cells(train, rng)
@@ -183,16 +164,17 @@ def _gears_graph(sets_of: dict[str, set], k: int = 20) -> tuple[torch.Tensor, to
     return torch.tensor(edges).T, torch.tensor(index[tuple(edges.T)]).float()
 
 # %% ../nbs/31_perturbation_models.ipynb #ee69c6ef
-def _gears_data(train: ad.AnnData, folder: Path, sets_of: dict[str, set], seed: int):
-    "Training cells as GEARS' PertData"
+def _gears_data(train: ad.AnnData, folder: str, sets_of: dict[str, set], seed: int):
+    "Training cells as GEARS' PertData, a tenth of the perturbations to validate on"
     from gears import PertData
-    (folder / "gene2go_all.pkl").write_bytes(pickle.dumps(sets_of))
-    (folder / "genes.pkl").write_bytes(pickle.dumps(list(sets_of)))
+    Path(folder, "gene2go_all.pkl").write_bytes(pickle.dumps(sets_of))
+    genes = Path(folder, "genes.pkl")
+    genes.write_bytes(pickle.dumps(list(sets_of)))
     names = train.obs["condition"].astype(str)
     names = names.where(names.str.contains("+", regex=False), names + "+ctrl")
     obs = pd.DataFrame({"condition": names.replace("control+ctrl", "ctrl"), "cell_type": "cell"})
     var = pd.DataFrame({"gene_name": list(train.var_names)}, train.var_names)
-    data = PertData(str(folder), gene_set_path=str(folder / "genes.pkl"), default_pert_graph=False)
+    data = PertData(folder, gene_set_path=str(genes), default_pert_graph=False)
     data.new_data_process("screen", ad.AnnData(train.X.astype(np.float32), obs, var))
     names = sorted(set(obs["condition"]) - {"ctrl"})
     names = np.random.default_rng(seed).permutation(names).tolist()
@@ -201,15 +183,8 @@ def _gears_data(train: ad.AnnData, folder: Path, sets_of: dict[str, set], seed: 
     data.set2conditions = {"train": [*names[n:], "ctrl"], "val": names[:n]}
     return data
 
-# %% ../nbs/31_perturbation_models.ipynb #76cb2113
-@contextmanager
-def _silence():
-    "As for the other baselines, and no progress bars: GEARS reports every 50 steps"
-    with open(os.devnull, "w") as quiet, redirect_stderr(quiet), quietly():
-        yield
-
 # %% ../nbs/31_perturbation_models.ipynb #cee4a6b0
-def _train_gears(data, edges: torch.Tensor, weight: torch.Tensor, seed: int, max_epochs: int):
+def _train_gears(data, graph: tuple[torch.Tensor, torch.Tensor], seed: int, max_epochs: int):
     "A trained GEARS, with its defaults"
     from gears import GEARS
     torch.manual_seed(seed)
@@ -219,7 +194,7 @@ def _train_gears(data, edges: torch.Tensor, weight: torch.Tensor, seed: int, max
     data.adata.X = cells.X.toarray()
     model = GEARS(data, device="cuda" if torch.cuda.is_available() else "cpu")
     model.adata = cells
-    model.model_initialize(G_go=edges, G_go_weight=weight)
+    model.model_initialize(G_go=graph[0], G_go_weight=graph[1])
     model.train(epochs=max_epochs)
     return model
 
@@ -238,9 +213,10 @@ def gears(
         raise ImportError(f"GEARS needs cell-gears ({e}): pip install 'scformer_nb[gears]'") from e
     genes = sorted({*train.var_names} | genes_of([*train.obs["condition"].unique(), *conditions]))
     sets_of, asked = _sets_of_genes(genes, gene_sets), [parse_condition(c) for c in conditions]
-    with tempfile.TemporaryDirectory() as folder, _silence():
-        data = _gears_data(train, Path(folder), sets_of, seed)
-        model = _train_gears(data, *_gears_graph(sets_of), seed, max_epochs)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere, \
+            redirect_stderr(nowhere), quietly(): # GEARS reports every 50 steps
+        data = _gears_data(train, folder, sets_of, seed)
+        model = _train_gears(data, _gears_graph(sets_of), seed, max_epochs)
         predicted = model.predict([list(genes) for genes in asked])
     rows = [predicted["_".join(genes)] for genes in asked]
     return pd.DataFrame(rows, list(conditions), train.var_names)
@@ -263,13 +239,7 @@ MODELS = {
 }
 
 # %% ../nbs/31_perturbation_models.ipynb #34866cd6
-def predict_with(
-    name: str, # of `MODELS`
-    train: ad.AnnData, # control and training perturbations
-    conditions: Sequence[str], # perturbations to predict
-    **options, # gene_sets, seed, max_epochs; what the model does not take is left out
-) -> pd.DataFrame: # (perturbations, genes) mean log expression
-    "Predictions of a model by its name in `MODELS`."
-    model = MODELS[name]
-    given = {k: options[k] for k in model.options if k in options}
-    return model.predict(train, conditions, **given)
+def predict_with(name: str, train: ad.AnnData, asked: Sequence[str], **options) -> pd.DataFrame:
+    "Predictions of one of `MODELS`; options that it does not take are left out."
+    given = {k: options[k] for k in MODELS[name].options if k in options}
+    return MODELS[name].predict(train, asked, **given)

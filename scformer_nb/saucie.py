@@ -25,10 +25,7 @@ def hidden_layer(n: int, m: int) -> tuple: # a linear layer and its activation
 
 class Autoencoder(nn.Module):
     "SAUCIE's network; the last hidden layer of the decoder is the clustering layer."
-    def __init__(self,
-        n_genes: int, # input and output
-        last: nn.Module, # activation of the clustering layer
-    ):
+    def __init__(self, n_genes: int, last: nn.Module): # activation of the clustering layer
         super().__init__()
         down = [*hidden_layer(n_genes, 512), *hidden_layer(512, 256), *hidden_layer(256, 128)]
         self.encode = nn.Sequential(*down, nn.Linear(128, 2))
@@ -61,11 +58,8 @@ def gaussian_kernel(squared: torch.Tensor) -> torch.Tensor: # same shape, 1 at d
     return torch.exp(-squared[..., None] / (2 * WIDTHS)).mean(-1)
 
 # %% ../nbs/45_saucie.ipynb #380d1fb8
-def mmd(
-    z: torch.Tensor, # (cells, 2) embedding
-    n: int, # the first n cells are the reference
-) -> torch.Tensor: # scalar, 0 where both are spread alike
-    "Maximum mean discrepancy of two sets of cells, free of scale."
+def mmd(z: torch.Tensor, n: int) -> torch.Tensor: # (cells, 2), the first n are the reference
+    "Maximum mean discrepancy of two sets of cells, free of scale; 0 where both are spread alike."
     squared = pairwise_squares(z)
     K = gaussian_kernel(squared / squared.max().clamp(min=1e-12))
     return (K[:n, :n].mean() + K[n:, n:].mean() - 2 * K[:n, n:].mean()).abs()
@@ -76,39 +70,28 @@ def standardise(x: torch.Tensor) -> torch.Tensor: # (cells, genes) in and out
     return (x - x.mean(0)) / (x.var(0, correction=0) + 1e-6).sqrt()
 
 
-def batch_loss(
-    model: Autoencoder, # changed by training
-    x: torch.Tensor, # (cells, genes), half reference batch, half another
-) -> torch.Tensor: # scalar
-    "Loss of the first training."
+def batch_loss(model: Autoencoder, x: torch.Tensor) -> torch.Tensor: # (cells, genes); scalar
+    "Loss of the first training; half of the cells are of the reference, half of another batch."
     z, _, y = model(x)
     n = len(x) // 2
     shape = ((standardise(y[n:]) - standardise(x[n:]))**2).mean()
     return ((y[:n] - x[:n])**2).mean() + 0.01 * shape + 0.1 * mmd(z, n)
 
 # %% ../nbs/45_saucie.ipynb #b1f5aebc
-def information_dimension(
-    units: torch.Tensor, # (cells, units), not negative
-) -> torch.Tensor: # scalar, between 0 and log(units)
-    "Entropy of the share that each unit has in the activation."
+def information_dimension(units: torch.Tensor) -> torch.Tensor: # (cells, units) >= 0; scalar
+    "Entropy of the share that each unit has in the activation, between 0 and log(units)."
     share = units.sum(0) / units.sum().clamp(min=1e-9)
     return -(share * torch.log(share + 1e-9)).sum()
 
 # %% ../nbs/45_saucie.ipynb #fc5c3661
-def intracluster_distance(
-    units: torch.Tensor, # (cells, units)
-    x: torch.Tensor, # (cells, genes)
-) -> torch.Tensor: # scalar
+def intracluster_distance(units: torch.Tensor, x: torch.Tensor) -> torch.Tensor: # of the cells
     "Mean distance of pairs of cells, weighted by the likeness of their codes."
     same = gaussian_kernel(pairwise_squares(units))
     same = (same - same.min()) / (same.max() - same.min()).clamp(min=1e-12)
     return (same * torch.sqrt(pairwise_squares(x) + 1e-3)).mean()
 
 # %% ../nbs/45_saucie.ipynb #a28b7df5
-def cluster_loss(
-    model: Autoencoder, # changed by training
-    x: torch.Tensor, # (cells, genes)
-) -> torch.Tensor: # scalar
+def cluster_loss(model: Autoencoder, x: torch.Tensor) -> torch.Tensor: # (cells, genes); scalar
     "Loss of the second training."
     _, units, y = model(x)
     units = units / units.max().clamp(min=1e-9)
@@ -138,11 +121,8 @@ def fit_autoencoder(
         adam.step()
 
 # %% ../nbs/45_saucie.ipynb #ff347cf5
-def all_layers(
-    model: Autoencoder, # trained
-    X: sp.csr_matrix | np.ndarray, # (cells, genes)
-) -> list[np.ndarray]: # embedding, clustering layer, reconstruction
-    "What a trained network makes of all cells, by blocks of rows."
+def all_layers(model: Autoencoder, X: sp.csr_matrix | np.ndarray) -> list: # trained, (cells, genes)
+    "Embedding, clustering layer and reconstruction of all cells, by blocks of rows."
     with torch.no_grad():
         blocks = [model(dense_rows(X[i:i + 1000])) for i in range(0, X.shape[0], 1000)]
     return [torch.cat(parts).numpy() for parts in zip(*blocks, strict=True)]
@@ -184,7 +164,7 @@ def train_saucie(
     X = unit_variance(adata.X)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        if batches is not None and len(set(batches)) > 1:
+        if len(set(batches)) > 1:
             X = remove_batches(X, batches, steps, rng)
         model = Autoencoder(X.shape[1], nn.ReLU())
         fit_autoencoder(model, cluster_loss, X, [np.arange(X.shape[0])], steps, rng)

@@ -86,14 +86,10 @@ TYPE_NAMES: dict = {
         "Endothelial": "Vascular cells", "Pericyte": "Vascular cells", "VLMC": "Vascular cells"}}
 
 
-def _label(
-    adata: AnnData, # changed in place
-    types: pd.Series, # (cells,) names that both species share
-    leaf: pd.Series | None = None, # (cells,) finer ones, None or NaN for no leaf; None: the types
-) -> AnnData: # the same
-    "The columns `type` and `leaf`."
+def _label(adata: AnnData, types: pd.Series, leaf: pd.Series | None = None) -> AnnData:
+    "The columns `type` and `leaf`, added in place; without finer leaves these are the types."
     adata.obs["type"] = np.asarray(types)
-    adata.obs["leaf"] = adata.obs["type"] if leaf is None else np.asarray(leaf)
+    adata.obs["leaf"] = np.asarray(types if leaf is None else leaf)
     return adata
 
 # %% ../nbs/44_taxonomy.ipynb #23de54ca
@@ -172,15 +168,12 @@ def two_files(
         species[s] = _label(adata, adata.obs[label_key].astype(str))
         if n := int(species[s].obs["type"].isin(["nan", ""]).sum()):
             warnings.warn(f"{n} cells of {s} have {label_key}='nan' or none: most likely missing, "
-                          "and a type of their own here; drop them or give them a name", stacklevel=2)
+                          "and a type of their own here; drop them or name them", stacklevel=2)
     return species, read_tree(tree) if tree else None
 
 # %% ../nbs/44_taxonomy.ipynb #29f61c7c
-def thin(
-    adata: AnnData, # with obs["type"]
-    most: int, # cells of a type
-) -> AnnData: # a copy
-    "At most so many cells of each type, drawn by seed 0."
+def thin(adata: AnnData, most: int) -> AnnData: # a copy
+    "At most so many cells of each obs[\"type\"], drawn by seed 0."
     order = np.random.default_rng(0).permutation(adata.n_obs)
     types = adata.obs["type"].astype(str).reset_index(drop=True).iloc[order]
     return adata[np.sort(types.index[types.groupby(types).cumcount() < most])].copy()
@@ -196,11 +189,13 @@ def read_species(
     known = {f.__name__: f for f in (cortex, pancreas, pbmc, atlases)}
     if files:
         species, tree = two_files(**files)
-    elif dataset != "simulated" and dataset not in known:
+    elif dataset == "simulated":
+        species, tree = simulated(seed, small)
+    elif dataset in known:
+        species, tree = known[dataset]()
+    else:
         raise ValueError(f"dataset={dataset!r} is none of simulated, {', '.join(known)}: "
                          "name one of them, or give first and second")
-    else:
-        species, tree = simulated(seed, small) if dataset == "simulated" else known[dataset]()
     a, b = (set(x.obs["type"]) for x in species.values())
     if not a & b:
         raise ValueError("the species have no cell type in common: "
@@ -209,31 +204,21 @@ def read_species(
     leaves = sorted(set().union(*(x.obs["leaf"].dropna().astype(str) for x in species.values())))
     return species, tree if tree is None else prune(tree, leaves)
 
-# %% ../nbs/44_taxonomy.ipynb #d5055075
-def _accuracy(
-    Z: np.ndarray, # linkage
-    groups: pd.Series, # (types,) the group of each leaf
-    orders: list, # of the groups: [slice(None)] as they are, or shuffles
-) -> float: # share of types, the mean over orders; NaN for a level that cannot be wrong
-    "Accuracy of one level."
-    codes, names = pd.factorize(groups)
-    if not 1 < len(names) < len(codes):
-        return float("nan")
-    branches, found = cut_tree(Z, len(names)).ravel(), []
-    for order in orders:
-        table = np.zeros((len(names), len(names)), dtype=int)
-        np.add.at(table, (branches, codes[order]), 1)
-        found.append(table[linear_sum_assignment(-table)].sum() / len(codes))
-    return float(np.mean(found))
-
 # %% ../nbs/44_taxonomy.ipynb #4337c704
 def level_accuracy(
     found: Taxonomy, # of `taxonomy`
     tree: pd.DataFrame, # (types, levels) the reference tree
 ) -> pd.Series: # per level between 1/k and 1; NaN for a level that cannot be wrong
     "Share of types in the branch of their group (section 5.3). Raises ValueError as `prune`."
-    tree = prune(tree, found.types)
-    return tree.apply(lambda groups: _accuracy(found.linkage, groups, [slice(None)]))
+    def accuracy(groups):
+        codes, names = pd.factorize(groups)
+        if not 1 < len(names) < len(codes):
+            return float("nan")
+        branches = cut_tree(found.linkage, len(names)).ravel()
+        table = np.zeros((len(names), len(names)), dtype=int)
+        np.add.at(table, (branches, codes), 1)
+        return table[linear_sum_assignment(-table)].sum() / len(codes)
+    return prune(tree, found.types).apply(accuracy)
 
 # %% ../nbs/44_taxonomy.ipynb #a1cd1b69
 def chance_accuracy(
@@ -244,18 +229,17 @@ def chance_accuracy(
 ) -> pd.Series: # per level
     "Mean accuracy of the same dendrogram with its types shuffled."
     rng, tree = np.random.default_rng(seed), prune(tree, found.types)
-    shuffles = [rng.permutation(len(tree)) for _ in range(n)]
-    return tree.apply(lambda groups: _accuracy(found.linkage, groups, shuffles))
+    shuffled = (tree.iloc[rng.permutation(len(tree))].set_axis(tree.index) for _ in range(n))
+    return pd.DataFrame([level_accuracy(found, t) for t in shuffled]).mean()
 
 # %% ../nbs/44_taxonomy.ipynb #3cd0847e
 def affinity_correlation(
     A: pd.DataFrame, # (types, types) of `affinity`
     tree: pd.DataFrame, # (types, levels) the reference tree
     n: int = 999, # shuffles
-    seed: int = 0, # of the shuffles
 ) -> pd.Series: # r (Pearson), rho (Spearman), p (Mantel, one-sided, of r)
     "Affinity against tree distance (section 5.4). Raises ValueError below four types."
-    D, rng = tree_distance(prune(tree, list(A.index))).to_numpy(float), np.random.default_rng(seed)
+    D, rng = tree_distance(prune(tree, list(A.index))).to_numpy(float), np.random.default_rng(0)
     upper = np.triu_indices(len(A), 1)
     a, d = A.to_numpy()[upper], D[upper]
     if len(A) < 4 or np.ptp(d) == 0:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_tree', 'prune', 'tree_distance', 'Taxonomy', 'class_means', 'taxonomy', 'reference_tree', 'plot_taxonomy',
-           'triplets', 'clades', 'compare_trees']
+           'compare_trees']
 
 # %% ../nbs/43_trees.ipynb #d25a8037
 import json
@@ -28,28 +28,22 @@ from .wasserstein import cells_by_type
 # %% ../nbs/43_trees.ipynb #a0e3f18f
 def _newick(text: str) -> list: # of pairs: type, groups from the top down
     "The leaves of a Newick tree. Raises ValueError where its brackets do not match."
-    leaves, opened, closed, n = [], [], [], 0 # opened: the first leaf of each open bracket
-    for token in re.findall(r"'[^']*'|[(),;]|:[^(),;]*|[^(),;':\s][^(),;':]*", text):
-        name = token.strip(" '\n")
+    tokens = re.findall(r"'[^']*'|[(),;]|:[^(),;]*|[^(),;':\s][^(),;':]*", text)
+    leaves, above, name, n = [], [], "", tokens.count(")")
+    for token in reversed(tokens):
         if token == ")":
-            if not opened:
-                raise ValueError(f"Newick tree {text[:40]!r}: "
-                                 "a bracket closes that was never opened")
-            closed, n = leaves[opened.pop():], n + 1
-            for _, groups in closed:
-                groups.insert(0, f"branch {n}")
-        elif token[0] == "(":
-            opened.append(len(leaves))
-        elif token[0] not in ",;:" and closed:
-            for _, groups in closed:
-                groups[0] = name
-        elif token[0] not in ",;:":
-            leaves.append((name, []))
-        if token[0] not in "):":
-            closed = []
-    if opened:
-        raise ValueError(f"Newick tree {text[:40]!r}: {len(opened)} brackets are not closed")
-    return [(t, groups[1:]) for t, groups in leaves] # the outermost bracket is the root
+            above, name, n = [*above, name or f"branch {n}"], "", n - 1
+        elif token in "(,":
+            leaves += [(name, above[1:])] if name else [] # the outermost bracket is the root
+            name = ""
+            if token == "(" and not above:
+                raise ValueError(f"Newick tree {text[:40]!r}: a bracket is not closed")
+            above = above[:-1] if token == "(" else above
+        elif token[0] not in ":;":
+            name = token.strip(" '\n")
+    if above:
+        raise ValueError(f"Newick tree {text[:40]!r}: a bracket closes that was never opened")
+    return leaves[::-1]
 
 # %% ../nbs/43_trees.ipynb #da49f5b8
 def _nested(tree: dict | list | str, above: tuple = ()) -> list: # of pairs: type, groups
@@ -59,16 +53,15 @@ def _nested(tree: dict | list | str, above: tuple = ()) -> list: # of pairs: typ
     return [(str(t), list(above)) for t in ([tree] if isinstance(tree, str) else tree)]
 
 # %% ../nbs/43_trees.ipynb #53c28f7f
-def _table(
-    leaves: list, # of pairs: type, groups from the top down
-) -> pd.DataFrame: # (types, levels); a short row keeps its last group in the levels below
-    "A tree as a table. Raises ValueError where it is none."
+def _table(leaves: list) -> pd.DataFrame: # (types, levels); a short row repeats its last group
+    "A tree as a table, of pairs of type and groups. Raises ValueError where it is none."
     types, depth = pd.Index([t for t, _ in leaves]), max((len(g) for _, g in leaves), default=0)
     if twice := sorted(set(types[types.duplicated()])):
         raise ValueError(f"{len(twice)} types stand more than once in the tree: {', '.join(twice)}")
     if empty := sum(not groups or not all(groups) for _, groups in leaves) or not leaves:
-        raise ValueError(f"{int(empty)} of {len(leaves)} types of the tree have an empty cell or no group: "
-                         "every type needs one at every level, repeat the last one where it ends early")
+        raise ValueError(f"{int(empty)} of {len(leaves)} types of the tree have an empty cell or no"
+                         " group: every type needs one at every level, repeat the last one where "
+                         "it ends early")
     tree = pd.DataFrame([[*g, *[g[-1]] * (depth - len(g))] for _, g in leaves],
                         types.rename("type"), [f"level {i + 1}" for i in range(depth)])
     for upper, lower in zip(tree, tree.columns[1:], strict=False):
@@ -91,8 +84,7 @@ def read_tree(
         if path.suffix == ".nwk":
             return _table(_newick(path.read_text()))
         if path.suffix == ".csv":
-            source = pd.read_csv(path, dtype=str, keep_default_na=False)
-            source = source.set_index(source.columns[0])
+            source = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=0)
         else:
             source = json.loads(path.read_text())
     if isinstance(source, dict):
@@ -107,8 +99,8 @@ def prune(
 ) -> pd.DataFrame: # (types, levels) in the order of `types`
     "The tree of these types alone. Raises ValueError for a type that the tree lacks."
     if lacking := [str(t) for t in types if t not in tree.index]:
-        hint = ", ".join(lacking) + nearest_name(lacking[0], tree.index)
-        raise ValueError(f"the tree lacks {len(lacking)} of {len(types)} types: {hint}")
+        raise ValueError(f"the tree lacks {len(lacking)} of {len(types)} types: "
+                         f"{', '.join(lacking)}{nearest_name(lacking[0], tree.index)}")
     if more := [t for t in tree.index if t not in set(types)]:
         warnings.warn(f"{len(more)} of {len(tree)} types of the tree are not in the data "
                       f"and are left out: {', '.join(more)}", UserWarning, stacklevel=2)
@@ -143,13 +135,12 @@ def class_means(
 
 def taxonomy(
     means: pd.DataFrame, # (types, dims) of `class_means`
-    method: str = "ward", # linkage of scipy
 ) -> Taxonomy: # types and linkage
-    "Hierarchical clustering of the means (section 5.3). Raises ValueError with fewer than three."
+    "Ward clustering of the means (section 5.3). Raises ValueError with fewer than three."
     if len(means) < 3:
         raise ValueError(f"{len(means)} types make no tree: three or more are needed, "
                          "each with enough cells")
-    Z = linkage(means.to_numpy(float), method, optimal_ordering=True)
+    Z = linkage(means.to_numpy(float), "ward", optimal_ordering=True)
     return Taxonomy(list(means.index), Z)
 
 # %% ../nbs/43_trees.ipynb #2c2910c0
@@ -163,28 +154,22 @@ def reference_tree(
 # %% ../nbs/43_trees.ipynb #c37d9da0
 def plot_taxonomy(
     found: Taxonomy, # of `taxonomy` or `reference_tree`
-    tree: pd.DataFrame | None = None, # (types, levels) for the colours; None: black
-    level: str = "level 1", # whose groups are coloured
-    ax=None, # matplotlib axes; None: a figure of its own
-) -> Figure: # figure 4
+    tree: pd.DataFrame | None, # (types, levels) whose first groups are coloured; None: black
+    ax, # matplotlib axes
+) -> None: # figure 4
     "A dendrogram of types."
-    if ax is None:
-        ax = Figure(figsize=(6, .8 + .22 * len(found.types)), layout="constrained").subplots()
     dendrogram(found.linkage, labels=found.types, orientation="left", ax=ax, leaf_font_size=8,
                link_color_func=lambda k: "0.4")
-    names = [] if tree is None else list(dict.fromkeys(tree[level]))
-    for text in ax.get_yticklabels() if names else []:
-        text.set_color(to_hex(palette(len(names))[names.index(tree.loc[text.get_text(), level])]))
+    groups = [] if tree is None else list(dict.fromkeys(tree["level 1"]))
+    for text in ax.get_yticklabels() if groups else []:
+        group = groups.index(tree.loc[text.get_text(), "level 1"])
+        text.set_color(to_hex(palette(len(groups))[group]))
     ax.set_xticks([])
     ax.spines[:].set_visible(False)
-    return ax.figure
 
 # %% ../nbs/43_trees.ipynb #010e9f73
-def triplets(
-    found: np.ndarray, # (types, types) heights
-    truth: np.ndarray, # (types, types) distances in the reference tree
-) -> float: # share; NaN where the reference resolves none
-    "Share of resolved triplets whose closest pair is the same."
+def _triplets(found: np.ndarray, truth: np.ndarray) -> float: # of distances; NaN: none is resolved
+    "Share of the reference's resolved triplets whose closest pair is the same."
     i, j, k = np.array(list(combinations(range(len(truth)), 3))).T
     known, made = (np.stack([D[i, j], D[i, k], D[j, k]]) for D in (truth, found))
     lowest, second = np.sort(known, 0)[:2]
@@ -192,11 +177,8 @@ def triplets(
     return float(same.mean()) if len(same) else float("nan")
 
 # %% ../nbs/43_trees.ipynb #fb8a6035
-def clades(
-    Z: np.ndarray, # linkage
-    tree: pd.DataFrame, # (types, levels) in the order of the leaves
-) -> float: # share; NaN where no group has two types
-    "Share of the reference's groups that are a branch."
+def _clades(Z: np.ndarray, tree: pd.DataFrame) -> float: # NaN: no group has two types
+    "Share of the reference's groups that are a branch of a linkage with its types."
     branches = [frozenset([i]) for i in range(len(tree))]
     for a, b in Z[:, :2].astype(int):
         branches.append(branches[a] | branches[b])
@@ -209,11 +191,11 @@ def clades(
 def compare_trees(
     found: Taxonomy, # of `taxonomy`
     tree: pd.DataFrame, # (types, levels) the reference tree
-) -> pd.Series: # triplets, clades, cophenetic
+) -> pd.Series: # triplets, clades, cophenetic; NaN where the reference cannot tell
     "Agreement of whole trees. Raises ValueError for a type that the reference lacks."
     tree = prune(tree, found.types)
     heights, truth = cophenet(found.linkage), squareform(tree_distance(tree))
     return pd.Series({
-        "triplets": triplets(squareform(heights), squareform(truth)),
-        "clades": clades(found.linkage, tree),
+        "triplets": _triplets(squareform(heights), squareform(truth)),
+        "clades": _clades(found.linkage, tree),
         "cophenetic": np.corrcoef(heights, truth)[0, 1] if np.ptp(truth) else float("nan")})

@@ -10,16 +10,13 @@ import warnings
 from collections.abc import Iterator
 
 import h5py
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from anndata.io import write_elem
 
 # %% ../nbs/A4_writable.ipynb #53a77762
-def why_unwritable(
-    value, # a table, or a dict of anything
-) -> str | None: # None when it can be written
-    "What anndata says when it writes a value into memory."
+def why_unwritable(value) -> str | None: # None when it can be written
+    "What anndata says when it writes a value, such as a table or a dict, into memory."
     with (h5py.File("memory", "w", driver="core", backing_store=False) as file,
           warnings.catch_warnings()):
         warnings.simplefilter("ignore")
@@ -29,24 +26,17 @@ def why_unwritable(
             return str(e).splitlines()[0]
     return None
 
-# %% ../nbs/A4_writable.ipynb #d9b4124a
-def _as_written(table: pd.DataFrame, name) -> pd.DataFrame:
-    "One column as `write_h5ad` sees it."
-    column = table.loc[:, [name]].copy()
-    if column.shape[1] == 1 and pd.api.types.infer_dtype(column[name]) == "string":
-        column[name] = pd.Categorical(column[name])
-    return column
-
 # %% ../nbs/A4_writable.ipynb #48e837ed
-def written_parts(
-    adata: AnnData,
-) -> Iterator[tuple[str, object]]: # e.g. "obs['donor']", a table of this column
-    "All that may be unwritable: names, columns, entries of uns, tables and odd types elsewhere."
+def written_parts(adata: AnnData) -> Iterator[tuple[str, object]]: # "obs['donor']", its table
+    "Names, columns, entries of uns, and the first row of everything else."
     raw = {} if adata.raw is None else {"raw.var": adata.raw.var}
     for where, table in {"obs": adata.obs, "var": adata.var, **raw}.items():
         yield f"{where}.index", table.iloc[:, :0]
         for name in dict.fromkeys(table.columns):
-            yield f"{where}[{name!r}]", _as_written(table, name)
+            column = table.loc[:, [name]].copy()
+            if column.shape[1] == 1 and pd.api.types.infer_dtype(column[name]) == "string":
+                column[name] = pd.Categorical(column[name])
+            yield f"{where}[{name!r}]", column
     for name, value in adata.uns.items():
         yield f"uns[{name!r}]", {name: value}
     for where in ("layers", "obsm", "varm", "obsp", "varp"):
@@ -58,7 +48,7 @@ def written_parts(
 def check_writable(
     adata: AnnData, # cells that are to be written as .h5ad
 ) -> None:
-    "Raises ValueError that names table, column and way out when a part of adata cannot be written."
+    "Raises ValueError that names the part that cannot be written, and the way out."
     for name, value in written_parts(adata):
         if why := why_unwritable(value):
             way_out = f"rename or remove adata.{name} first"

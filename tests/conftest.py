@@ -1,4 +1,7 @@
 """Fixtures that files share, and the mark `slow`: on tests that say so and those in slow.txt, which `pytest --measure` writes."""
+import os
+import shutil
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -58,3 +61,19 @@ def cells(tmp_path):
     "A user's file."
     simulate(n_cells=60, n_genes=50, n_types=3, n_batches=2).write_h5ad(tmp_path / "cells.h5ad")
     return tmp_path / "cells.h5ad"
+
+
+@pytest.fixture(params=["read-only", "in read-only", "a file", "in a file"])
+def unwritable(request):
+    "A path that cannot become a folder of results, not even for root."
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "here"
+    path.write_text("mine") if "file" in request.param else path.mkdir(0o555)
+    folder.chmod(0o755)
+    if root := os.geteuid() == 0:  # who may write anywhere
+        os.seteuid(65534)
+    yield path / "inside" if "in" in request.param.split() else path
+    if root:
+        os.seteuid(0)
+    assert path.read_text() == "mine" if path.is_file() else not any(path.iterdir())
+    shutil.rmtree(folder)

@@ -26,10 +26,10 @@ def cloud(n=200, d=6, seed=0):
     (np.where(np.arange(200)[:, None] < 3, np.nan, cloud()), cloud(), "3 of 200 cells of source have NaN"),
     (cloud(), np.where(np.arange(200)[:, None] == 7, np.inf, cloud()), "1 of 200 cells of target have NaN or infinite"),
     (cloud(d=6), cloud(d=7), "source has 6 dimensions and target 7"),
-    (cloud(29), cloud(), "source has 29 cells; a cloud of fewer than 30"),
+    (cloud(29), cloud(), "source has 29 cells at 29 places; fewer than 30"),
     (cloud()[:, 0], cloud(), "source must be numbers of shape"),
     (cloud().astype(str), cloud(), "source must be numbers of shape"),
-    (np.ones((50, 6)), cloud(), "all 50 cells of source are the same"),
+    (np.ones((50, 6)), cloud(), "source has 50 cells at 1 places; .* all the same"),
 ], ids=["nan", "inf", "dims", "few", "vector", "text", "constant"])
 def test_embeddings_that_cannot_be_aligned(source, target, message):
     with pytest.raises(ValueError, match=message):

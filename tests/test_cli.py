@@ -120,8 +120,8 @@ def test_files_and_folders_that_the_commands_refuse(model, scformer, cells, tmp_
     assert "is there already" in said("embed", model, cells, "-o", cells)
     for fit in (["fit"], ["perturb", "fit"]):
         assert "is not empty" in said(*fit, cells, "-o", model)
-    assert "holds no perturbation model" in said("perturb", "predict", model, "A+B", "-o", tmp_path / "out.csv")
-    assert "it has no embeddings" in said("evaluate", cells)
+    assert "holds another kind of model" in said("perturb", "predict", model, "A+B", "-o", tmp_path / "out.csv")
+    assert "there are none; say --basis" in said("evaluate", cells)
     assert "--accelerator" in said("fit", cells, "-o", tmp_path / "run", "--accelerator", "mps")
     assert "is not a column" in said("fit", cells, "-o", tmp_path / "run2", "--batch-key", "plate")
 
@@ -138,12 +138,11 @@ def test_two_runs_in_one_folder(cells, scformer, tmp_path):
 
 
 @pytest.mark.parametrize("command", [["fit"], ["perturb", "fit"]])
-def test_resume_where_there_is_no_run_writes_nothing(command, cells, scformer, tmp_path):
+def test_resume_where_there_is_something_else_writes_nothing(command, cells, scformer, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.docx").touch()
-    for folder in ("thesis", "new"):
-        assert "holds no run to continue" in scformer(*command, cells, "-o", tmp_path / folder, "--resume", code=2)[1]
-    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.docx"] and not (tmp_path / "new").exists()
+    assert "no run to continue" in scformer(*command, cells, "-o", tmp_path / "thesis", "--resume", code=2)[1]
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.docx"]
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -195,7 +194,7 @@ def test_numbers_that_are_none_are_null(scformer, cells, monkeypatch):
 
 def test_the_label_key_of_two_species_may_come_either_way(scformer, monkeypatch):
     given = []
-    monkeypatch.setattr(cli, "_run", lambda page, data, out, values, *rest: given.append(values))
+    monkeypatch.setattr(cli, "_run", lambda page, data, out, values=(), *rest: given.append(values))
     scformer("compare-species", "a.h5ad", "b.h5ad", "--label-key", "kind")
     scformer("compare-species", "a.h5ad", "b.h5ad", "-p", "label_key=kind")
     assert given == [["label_key=kind"], ["label_key=kind"]]
@@ -207,6 +206,21 @@ def test_the_paper_preset_and_json(model, scformer, cells, tmp_path):
     scformer("embed", model, cells, "-o", tmp_path / "out.h5ad")
     out, said = scformer("evaluate", tmp_path / "out.h5ad", "--label-key", "cell_type", "--json")
     assert set(json.loads(out)) >= {"AvgBIO", "NMI"} and not said
+
+
+def test_the_demo_is_a_page_on_shipped_cells(scformer, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr("scformer_nb.runner.run_page", lambda *args, **more: ran.append(args) or {"metrics": {"PCA": {"AvgBIO": 0.5}}})
+    assert "0.500" in scformer("demo", "--out", tmp_path / "demo")[0]
+    page, data, out, given, quick = ran[0]
+    assert (page.name.partition("_")[2], data, out, quick) == ("exp_clustering.ipynb", ["pbmc68k_reduced"], tmp_path / "demo", False)
+    assert given == ["methods=PCA,scFormer"]
+
+
+def test_the_demo_refuses_the_folder_of_something_else(scformer, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert f"{tmp_path} is not empty and no run of a page made it" in scformer("demo", "-o", tmp_path, code=2)[1]
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
 # ---- the package

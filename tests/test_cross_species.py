@@ -57,7 +57,7 @@ def test_recipes_and_epochs_that_make_no_sense(adatas):
         SpeciesRecipe(batch_size=0)
     with pytest.raises(ValueError, match="max_epochs=0"):
         CrossSpecies(adatas, TINY).fit(0)
-    with pytest.raises(FloatingPointError, match="lower lr"):
+    with pytest.raises(FloatingPointError, match="lower `lr`"):
         CrossSpecies(adatas, replace(TINY, lr=1e30)).fit(20, progress=False)
 
 
@@ -123,3 +123,18 @@ def test_genes_are_shared_by_name_or_by_ortholog(adatas):
     parts = shared_components(together, 5)
     assert {s: Z.shape for s, Z in parts.items()} == {"human": (120, 5), "mouse": (90, 5)}
     assert np.isfinite(first_two(parts)).all() and first_two(parts).shape == (210, 2)
+
+
+def test_a_run_in_a_folder_goes_on_where_it_ended(adatas, tmp_path):
+    "In a new process, for the same data and recipe only."
+    whole = CrossSpecies(adatas, TINY).fit(4, progress=False)
+    CrossSpecies(adatas, TINY).fit(2, progress=False, run_dir=tmp_path / "run")
+    resumed = CrossSpecies(adatas, TINY).fit(4, progress=False, run_dir=tmp_path / "run", resume=True)
+    assert whole.history.equals(resumed.history)
+    assert all(np.array_equal(z, resumed.embed()[s]) for s, z in whole.embed().items())
+    other = adatas | {"fly": simulate(60, 30, 2, 1, seed=4)}
+    for model, message in ((CrossSpecies(other, TINY), "cells or genes"), (CrossSpecies(adatas, TINY, seed=1), "seed")):
+        with pytest.raises(ValueError, match=f"another recipe or data set .*{message}"):
+            model.fit(5, progress=False, run_dir=tmp_path / "run", resume=True)
+    with pytest.raises(FileExistsError, match="resume=True"):
+        CrossSpecies(adatas, TINY).fit(5, progress=False, run_dir=tmp_path / "run")

@@ -186,7 +186,9 @@ def test_results_are_those_of_the_ledger():
 
 
 def test_every_tracked_figure_is_shown_or_read():
-    sources = {page.stem.split("_exp_")[1]: "\n".join(notebooks.code(page)) for page in notebooks.pages() if "_exp_" in page.stem}
+    shared = "\n".join(notebooks.code(notebooks.modules()["experiment"]))
+    sources = {page.stem.split("_exp_")[1]: shared + "\n".join(notebooks.code(page))
+        for page in notebooks.pages() if "_exp_" in page.stem}
     texts = "\n".join([file.read_text() for file in TEXTS] + ["\n".join(docsite.results())])
     listed = subprocess.run(["git", "ls-files", "figures"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     files = [ROOT / name for name in listed if (ROOT / name).exists()] or [f for f in (ROOT / "figures").rglob("*") if f.is_file()]

@@ -2,6 +2,7 @@
 import json
 import multiprocessing
 import warnings
+from dataclasses import asdict, field, fields, make_dataclass
 
 import notebooks  # tools/notebooks.py
 import numpy as np
@@ -9,7 +10,9 @@ import pandas as pd
 import pytest
 
 from scformer_nb import ledger as ledger_module
+from scformer_nb import training
 from scformer_nb.ledger import KEY, Ledger, canonical, mean_sd, read_line, results_table
+from scformer_nb.training import Recipe
 
 RUN = {"dataset": "blobs", "method": "PCA", "option": "full", "seed": 0, "settings": {"n_hvg": 1200, "lr": [1e-3, .9]}}
 
@@ -143,7 +146,7 @@ def stored_lines(path):
 
 def test_all_stored_lines_are_valid():
     lines = [line for path in STORED for line in path.read_text().splitlines()]
-    assert len(lines) >= 789
+    assert len(lines) >= 794
     for line in lines:
         assert set(read_line(line.encode())) == set(json.loads(line))
     with warnings.catch_warnings():
@@ -151,18 +154,25 @@ def test_all_stored_lines_are_valid():
         assert sum(len(Ledger(path).table()) for path in STORED) == len(lines)    # no line hides another
 
 
+OTHER_NAMES = {"lr": "learning_rate", "hidden": "d_ff", "warm_start": "svd_init"}
+
+
 def grown(settings):
-    "The settings of tomorrow: every recipe has a new field, and two have other names."
-    names = {"lr": "learning_rate", "hidden": "d_ff", "d_ff": "d_ff"}
-    return {name: {names.get(k, k): v for k, v in value.items()} | {"invented": 7} if name == "recipe" else value
-        for name, value in settings.items()}
+    "The settings of tomorrow: scFormer's recipe has a new field, others have other names, two are gone."
+    if "attend_masked" not in settings.get("recipe", {}):
+        return settings                                                  # no recipe, or another network's
+    recipe = {OTHER_NAMES.get(k, k): v for k, v in settings["recipe"].items() if k not in ("pool", "value")}
+    return settings | {"recipe": recipe | {"invented": 7}}
 
 
 @pytest.fixture
 def tomorrow(monkeypatch):
-    "The tables of the code of tomorrow: a recipe without the new field means 7."
-    monkeypatch.setitem(ledger_module.RENAMED, "lr", "learning_rate")
-    monkeypatch.setitem(ledger_module.ABSENT, "recipe", ledger_module.ABSENT["recipe"] | {"invented": 7})
+    "The code of tomorrow: a recipe without the new field means 7, whatever its default is, and lr has another name."
+    new = [(OTHER_NAMES.get(f.name, f.name), f.type, field(default=f.default, metadata=f.metadata)) for f in fields(Recipe)]
+    new.append(("invented", int, field(default=9, metadata={"before": 7})))
+    Tomorrow = make_dataclass("Recipe", new, frozen=True, namespace={"from_dict": classmethod(Recipe.from_dict.__func__)})
+    monkeypatch.setattr(ledger_module, "Recipe", Tomorrow)
+    monkeypatch.setitem(training.RENAMED, "lr", "learning_rate")
 
 
 def ask(ledger, line, settings, fn):
@@ -200,8 +210,13 @@ def test_a_field_that_is_gone_means_what_it_was():
     line = next(line for line in stored_lines(notebooks.ROOT / "figures/integration.jsonl") if "recipe" in line["settings"])
     recipe = line["settings"]["recipe"]
     less = {k: v for k, v in recipe.items() if k not in ("pool", "value")}
-    assert canonical({"recipe": less}) == canonical({"recipe": recipe})
-    assert canonical({"recipe": recipe | {"pool": "mean"}}) != canonical({"recipe": recipe})
+    assert canonical({"recipe": less}) == canonical({"recipe": recipe}) == {"recipe": asdict(Recipe.from_dict(recipe))}
+    assert canonical({"recipe": recipe | {"pool": "mean"}}) == {"recipe": recipe | {"pool": "mean"}}   # not of this version
+
+
+@pytest.mark.parametrize("recipe", [None, "default", [1], {"lr": "fast"}, {"lr": -1}, {"hidden": 64, "head": "gene"}])
+def test_a_recipe_of_something_else_stays_as_it_is(recipe):
+    assert canonical({"recipe": recipe, "n_hvg": 1200}) == {"recipe": recipe, "n_hvg": 1200}
 
 
 # tables

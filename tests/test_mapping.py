@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scformer_nb import data
 from scformer_nb.mapping import Reference, build_reference, held_out_neighbours
 from scformer_nb.scformer import ScFormer
+from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
@@ -101,7 +101,7 @@ def test_rare_labels_share_a_threshold():
 
 WRONG = {
     "NaN": (lambda: Reference(np.where(Z > 9, np.nan, Z), LABELS), "NaN or infinite"),
-    "fewer labels": (lambda: Reference(Z, LABELS[:-1]), "obs has 999 rows"),
+    "fewer labels": (lambda: Reference(Z, LABELS[:-1]), "and there are 999 cells: give numbers, one row per cell"),
     "missing labels": (lambda: Reference(Z, [None, *LABELS[1:]]), "1 of 1000 reference cells have no label; drop them"),
     "the word is ours": (lambda: Reference(Z, ["unknown", *LABELS[1:]]), "'unknown' is the name for cells without a label"),
     "k": (lambda: Reference(Z[:10], LABELS[:10]), "k=15 neighbours, but there are 9 cells other reference cells: choose a k from 1 to 9"),
@@ -122,7 +122,7 @@ def test_wrong_use_is_a_clear_error(case):
 
 # ---- with a model
 
-CELLS = data.simulate(200, 60, 3, 2)
+CELLS = simulate(200, 60, 3, 2)
 
 
 @pytest.fixture(scope="module")

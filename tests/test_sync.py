@@ -44,7 +44,7 @@ def test_pages_are_read_in_order():
 
 
 def test_the_appendix_holds_what_is_below_and_what_is_above():
-    pages = [Path(f"{name}.ipynb") for name in HOUSE]
+    pages = [notebooks.ROOT / f"nbs/{name}.ipynb" for name in HOUSE]
     order = sorted(pages, key=architecture.rank)
     assert [page.stem for page in order] == [
         "A0_io", "A2_simulate", "01_data", "20_exp_clustering", "52_cli", "A5_hub", "00_tour", "index"]
@@ -130,6 +130,14 @@ def test_a_python_that_is_too_old_is_refused(tmp_path):
     run = subprocess.run(command, cwd=notebooks.ROOT, env=env, capture_output=True, text=True)
     assert run.returncode != 0 and "scformer_nb needs Python 3.11 or newer" in run.stderr and "is 3.9" in run.stderr
     assert not Path(tmp_path / "venv").exists()
+
+
+def test_the_package_names_its_modules():
+    import scformer_nb as scf
+    source = Path(scf.__file__).read_text()
+    for_editors = source[source.index("from . import ("):source.index(")\n")]
+    assert set(scf.__all__) == {*notebooks.modules(), "ScFormer", "load"}
+    assert set(re.findall(r"\w+", for_editors)) - {"from", "import"} == set(notebooks.modules())
 
 
 def test_importing_the_package_loads_nothing_heavy():

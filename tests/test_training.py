@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -17,15 +18,16 @@ import pandas as pd
 import pytest
 import torch
 
-from scformer_nb import data, training
+from scformer_nb import training
 from scformer_nb.heads import HEADS
 from scformer_nb.scformer import ScFormer
+from scformer_nb.simulate import simulate
 from scformer_nb.tokens import make_batch
 from scformer_nb.training import DEFAULT, PAPER, Recipe, ScFormerTask, TrainingTask, split_cells, train
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
 RECIPE = replace(DEFAULT, **SMALL)
-CELLS = data.simulate(60, 60, 3, 2)
+CELLS = simulate(60, 60, 3, 2)
 
 
 def model(epochs=0, run_dir=None, resume=False, adata=CELLS, devices=1, **how):
@@ -245,6 +247,42 @@ def test_a_second_run_in_a_folder_is_refused(run, tmp_path, no_training):
     assert files(tmp_path / "new") == []
 
 
+TWO_RUNS = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from scformer_nb.scformer import ScFormer
+from scformer_nb.simulate import simulate
+from scformer_nb.training import DEFAULT
+
+recipe = replace(DEFAULT, dim=16, n_blocks=1, d_ff=16, max_masked=16)
+model = ScFormer(simulate(60, 60, 3, 2), batch_key="batch", recipe=recipe)
+print("ready", flush=True)
+sys.stdin.readline()  # both are let go at the same moment
+try:
+    model.fit(int(sys.argv[2]), sys.argv[1], progress=False, accelerator="cpu")
+except (ValueError, FileExistsError) as e:
+    sys.exit(f"refused: {e}")
+"""
+
+
+def test_of_two_processes_in_one_folder_one_is_refused(tmp_path):
+    "They start together; the other one ends with a clear error, and the files are those of one run."
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[1])}
+    command, folder = [sys.executable, "-W", "ignore", "-c", TWO_RUNS], tmp_path / "run"
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = [subprocess.Popen([*command, str(folder), "40"], env=env, **pipes) for _ in range(2)]
+    assert [run.stdout.readline() for run in runs] == ["ready\n"] * 2
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    said = [run.communicate(timeout=170)[1] for run in runs]
+    codes = [run.returncode for run in runs]
+    assert sorted(codes) == [0, 1], said
+    assert re.search(f"refused: (another run is at work in {folder}|{folder} is not empty)", said[codes.index(1)])
+    assert files(folder) == ["history.csv", "last.ckpt"] and len(pd.read_csv(folder / "history.csv")) == 40
+
+
 def test_resume_writes_nothing_into_a_folder_that_no_run_made(tmp_path, no_training):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=f"{tmp_path} holds no run to continue"):
@@ -277,17 +315,12 @@ def test_names_of_temporary_files_cannot_be_guessed(tmp_path, monkeypatch):
 # ---- what no other test would see
 
 class Watched(ScFormerTask):
-    "Remembers which cells training sees and the learning rate of each step; scores can be given."
+    "Remembers the learning rate of each step; scores can be given."
     scores = ()
 
     def optimiser(self):
-        self.adam, self.seen, self.rates = super().optimiser(), [], []
+        self.adam, self.rates = super().optimiser(), []
         return self.adam
-
-    def train_batches(self, epoch, rank, world):
-        batches = super().train_batches(epoch, rank, world)
-        self.seen += batches.batches
-        return batches
 
     def loss(self, network, batch):
         self.rates += [group["lr"] for group in self.adam.param_groups]
@@ -316,9 +349,9 @@ def test_validation_never_sees_training_cells(monkeypatch):
     rows = []
     monkeypatch.setattr(training, "make_batch", lambda cells, chosen, *args: rows.append(chosen) or make_batch(cells, chosen, *args))
     task = watched(1)
-    n = len(task.seen)
+    n = len(task.rates)  # steps of training
     trained, held = (set(np.concatenate(part)) for part in (rows[:n], rows[n:]))
-    assert trained == set(np.concatenate(task.seen)) and not trained & held and len(trained | held) == 60
+    assert not trained & held and len(trained | held) == 60
     assert held == set(split_cells(60, 0)[1])
 
 
@@ -428,8 +461,8 @@ def renamed():
 
 OTHERS = {
     "recipe": (dict(recipe=replace(RECIPE, lr=1e-4, ecs=1.0)), "recipe.*ecs, lr"),
-    "fewer genes": (dict(adata=data.simulate(60, 50, 3, 2)), "genes"),
-    "as many other genes": (dict(adata=data.simulate(60, 60, 3, 2, seed=1)), "genes"),
+    "fewer genes": (dict(adata=simulate(60, 50, 3, 2)), "genes"),
+    "as many other genes": (dict(adata=simulate(60, 60, 3, 2, seed=1)), "genes"),
     "other names": (dict(adata=renamed()), "genes"),
     "fewer cells": (dict(adata=CELLS[:40].copy()), "cells"),
     "n_bins": (dict(n_bins=11), "n_bins"),
@@ -479,9 +512,9 @@ def test_a_damaged_checkpoint_is_refused_and_never_executed(run, tmp_path, no_tr
 
 SCRIPT = """
 import sys, warnings
-from contextlib import nullcontext
 from dataclasses import replace
 warnings.simplefilter("ignore")
+from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
@@ -496,7 +529,7 @@ if __name__ == "__main__":
 """
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "--no_python", sys.executable]
 LAUNCHERS = {"by itself": [], "by torchrun": TORCHRUN}
 
 

@@ -25,7 +25,7 @@ def test_trees_that_are_none(tmp_path):
         read_tree(tmp_path / "gap.csv")
     with pytest.raises(ValueError, match="0 types of the tree have an empty cell or no group"):
         read_tree({})
-    for text, message in (("((a,b),c;", "1 brackets are not closed"), ("(a,b)),c);", "closes that was never opened")):
+    for text, message in (("((a,b),c;", "a bracket is not closed"), ("(a,b)),c);", "closes that was never opened")):
         (tmp_path / "bad.nwk").write_text(text)
         with pytest.raises(ValueError, match=message):
             read_tree(tmp_path / "bad.nwk")

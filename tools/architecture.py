@@ -9,16 +9,6 @@ from notebooks import FLOORS, ROOT, code, exported, floor, home_of, modules, pag
 
 # ---- who imports whom
 
-def rank(page):
-    "The import order: A0 to A4, the numbers, the rest of the appendix; the tour and the index may import all."
-    if floor(page) is None:
-        return 300
-    if page.stem[0] != "A":
-        return 100 + int(page.stem[:2])
-    number = int(re.match(r"A(\d+)", page.stem)[1])
-    return number if number <= 4 else 200 + number
-
-
 def imported(source):
     "The package's modules that some code uses: `from scformer_nb.x import y`, `from scformer_nb import x`, `scf.x`."
     tree = ast.parse(re.sub(r"^(\s*)[!%].*$", r"\1pass", source, flags=re.M))
@@ -38,13 +28,29 @@ def imported(source):
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
             names.add(node.attr)
-    return {home_of(name) if name[0].isupper() else name for name in names if not name.startswith("__")}
+    return {home_of(name) for name in names if not name.startswith("__")}
 
 
 def imports(page, everything=False):
     "Modules that a page needs: its exported cells, or all cells where it exports nothing or `everything` is asked."
     cells = exported(page)
     return imported("\n".join(code(page) if everything or not cells else cells))
+
+
+@cache
+def below(page):
+    "Whether a page of the appendix builds on no numbered page, so that all may import it."
+    home = modules()
+    return not any(home[name].stem[0] != "A" for name in imports(page) if name in home)
+
+
+def rank(page):
+    "The import order: the appendix that builds on no number, the numbers, the rest of the appendix, tour and index."
+    if floor(page) is None:
+        return 300
+    if page.stem[0] != "A":
+        return 100 + int(page.stem[:2])
+    return int(re.match(r"A(\d+)", page.stem)[1]) + (0 if below(page) else 200)
 
 
 def upward():
@@ -64,15 +70,15 @@ def graph():
 def direct(needs):
     "The same without what other imports bring along anyway."
     @cache
-    def below(page):
-        return set().union(*({p} | below(p) for p in needs.get(page, ())))
-    return {page: {p for p in used if not any(p in below(q) for q in used - {p})} for page, used in needs.items()}
+    def brought(page):
+        return set().union(*({p} | brought(p) for p in needs.get(page, ())))
+    return {page: {p for p in used if not any(p in brought(q) for q in used - {p})} for page, used in needs.items()}
 
 
 def column(page):
-    "The floor under which a page is drawn: of the appendix, A0 to A4 lie under the foundations."
+    "The floor under which a page is drawn: what all may import lies under the foundations, the rest at the end."
     if floor(page) == "Appendix":
-        return "Foundations" if rank(page) <= 4 else "Shell"
+        return "Foundations" if below(page) else "Shell"
     return floor(page)
 
 

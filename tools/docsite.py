@@ -195,6 +195,7 @@ SCORES = {"clustering": ["AvgBIO"], "integration": ["AvgBIO", "AvgBATCH", "Overa
     "perturbation": ["corr_delta_de", "corr_delta", "corr"], "gene_embeddings": ["same type, all genes", "shared GO term"],
     "cross_species": ["mouse level 1", "mouse level 2", "human to mouse", "mouse to human", "counterparts"]}
 NO_SCORES = {"seed", "seconds", "resolution", "n_seeds"}
+NOW_CALLED = {"method": {"start": "linear init"}, "option": {"w/o warm start": "w/o SVD init"}}  # in the ledgers: shown
 
 
 def markdown(table, corner):
@@ -219,7 +220,8 @@ def finished_runs(experiment):
     if not path.exists():
         return pd.DataFrame()
     ledger = import_module(f"scformer_nb.{home_of('Ledger')}").Ledger
-    return ledger(path).summary().drop_duplicates(["dataset", "method", "option"], keep="last")
+    runs = ledger(path).summary().replace(NOW_CALLED)
+    return runs.drop_duplicates(["dataset", "method", "option"], keep="last")
 
 
 def our_tables(experiment, runs):
@@ -289,7 +291,8 @@ def results():
                 yield from our_tables(experiment, runs)
             yield from beside_the_paper(page, runs)
             for file in drawn(experiment):
-                yield f"![{file.stem.replace('_', ' ')}](../{file.relative_to(ROOT).as_posix()})\n"
+                name = file.stem.removeprefix(experiment).replace("_", " ").strip() or "all data sets"
+                yield f"*{name}*\n\n![{heading}: {name}](../{file.relative_to(ROOT).as_posix()})\n"
 
 
 # ---- everything, and the links of what came out

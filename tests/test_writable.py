@@ -1,0 +1,49 @@
+"""What can be written is known before."""
+import numpy as np
+import pandas as pd
+import pytest
+from toy import CELLS, toy
+
+from scformer_nb import writable
+
+# ---- what can be written is known before
+
+TABLES = {
+    "a reserved name": (dict(_index=[1] * 60), "adata.obs.'_index'. cannot be written .*reserved"),
+    "mixed types": (dict(note=[1, "x"] * 30), r"obs.'note'. = adata.obs.'note'..astype\(str\)"),
+    "dates": (dict(day=pd.to_datetime(["2020-01-01"] * 60)), "obs.'day'. cannot be written"),
+    "truth with gaps": (dict(good=pd.Series([True, None] * 30, dtype=object).to_numpy()), r"obs.'good'..astype\(str\)"),
+    "lists": (dict(tags=pd.Series([["a"]] * 60).to_numpy()), "obs.'tags'. cannot be written"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_what_cannot_be_written_is_named(case):
+    columns, message = TABLES[case]
+    with pytest.raises(ValueError, match=message):
+        writable.check_writable(toy(**columns))
+    given = toy()
+    given.raw = toy()
+    for name, values in columns.items():
+        given.raw.var[name] = values
+    with pytest.raises(ValueError, match="adata.raw.var."):  # Seurat's converters leave columns there
+        writable.check_writable(given)
+
+
+@pytest.mark.parametrize("place,value", [("uns", {1, 2}), ("uns", {3: 4}), ("obsm", pd.DataFrame({"_index": range(60)}, CELLS.obs_names))])
+def test_other_parts_that_cannot_be_written_are_named(place, value):
+    given = toy()
+    getattr(given, place)["odd"] = value
+    with pytest.raises(ValueError, match=f"adata.{place}.'odd'. cannot be written"):
+        writable.check_writable(given)
+
+
+def test_what_can_be_written_passes_and_is_written(tmp_path):
+    given = toy(text=["a", None] * 30, numbers=pd.array([1, None] * 30, dtype="Int64"), flag=True,
+                kind=pd.Categorical(["x", None] * 30), real=np.nan)
+    given.uns["settings"] = {"a": [1, "x"], "none": None}
+    given.obsm["table"] = pd.DataFrame({"a": range(60)}, given.obs_names)
+    before = given.copy()
+    writable.check_writable(given)
+    assert given.obs.equals(before.obs) and given.uns.keys() == before.uns.keys()
+    given.write_h5ad(tmp_path / "x.h5ad")
