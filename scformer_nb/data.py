@@ -79,7 +79,8 @@ def inspect_cells(
     values = [X.data[X.indptr[i]:X.indptr[i + 1]].astype(np.float64) for i in cells.index]
     cells["total"] = [v.sum() for v in values]
     cells["kind"] = ["whole" if (v == np.rint(v)).all() else "fractions" for v in values]
-    logged = pd.Series(list(map(looks_logged, values)), cells.index) & (cells["kind"] == "fractions")
+    logged = pd.Series(list(map(looks_logged, values)), cells.index)
+    logged &= cells["kind"] == "fractions"
     for _, group in cells.groupby("batch"):
         some = group[group["kind"] == "fractions"]
         same = abs(group["total"] / some["total"].median() - 1) < 1e-3
@@ -260,7 +261,8 @@ def _not_counts(X: sp.csr_matrix, where: str, obs: pd.DataFrame, batch_key: str 
 # %% ../nbs/01_data.ipynb #e1c606e1
 def looks_like_ensembl(names) -> bool:
     "Whether most genes go by Ensembl ids (ENSG..., ENSMUSG..., with or without a version)."
-    return pd.Series(names, dtype=str).str.fullmatch(r"ENS[A-Z]*G\d{11}(\.\d+)?", case=False).mean() > 0.5
+    pattern = r"ENS[A-Z]*G\d{11}(\.\d+)?"
+    return pd.Series(names, dtype=str).str.fullmatch(pattern, case=False).mean() > 0.5
 
 # %% ../nbs/01_data.ipynb #1ea3a2a0
 def join_small_batches(batch: pd.Series, min_cells: int = 50) -> pd.Series:
@@ -270,7 +272,7 @@ def join_small_batches(batch: pd.Series, min_cells: int = 50) -> pd.Series:
 
 # %% ../nbs/01_data.ipynb #bf9521b7
 def _rank_by_dispersion(data: AnnData, n_hvg: int, batch_key: str | None) -> np.ndarray:
-    "(genes,) True for the n_hvg that flavor='seurat' ranks first; `ValueError` if hardly any varies."
+    "(genes,) True for the n_hvg first by flavor='seurat'; `ValueError` if hardly any varies."
     import scanpy as sc
     try:
         table = sc.pp.highly_variable_genes(data, flavor="seurat", n_top_genes=n_hvg,
@@ -304,7 +306,7 @@ def select_hvg(adata: AnnData, n_hvg: int, batch: pd.Series) -> tuple[np.ndarray
 
 # %% ../nbs/01_data.ipynb #13d8b119
 def library_size(adata: AnnData) -> np.ndarray:
-    "(cells,) obs['library_size'], else the sum of counts; `ValueError` where the column cannot be."
+    "(cells,) obs['library_size'], else the sum of counts; `ValueError` where it cannot be."
     own = adata.X.sum(axis=1, dtype=np.float64).A1
     if "library_size" not in adata.obs:
         return np.where(own > 0, own, 1)

@@ -103,7 +103,9 @@ def new_file(
             return
         try:
             os.link(new, path)  # at once, or FileExistsError where the name is taken by now
-        except PermissionError:  # a file system without hard links
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without hard links
             os.replace(new, path)
     except FileExistsError:
         raise FileExistsError(taken) from None
@@ -151,7 +153,8 @@ def lock_folder(
         lock = filelock.FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except filelock.Timeout:
-        raise ValueError(f"another run is at work in {folder}; wait for its end, or {other}") from None
+        raise ValueError(f"another run is at work in {folder}; wait for its end, or "
+                         f"{other}") from None
     except OSError as e:
         raise OSError(f"cannot write to {folder}: {_reason(e)}") from None
     _HELD.add(folder.resolve())

@@ -30,7 +30,7 @@ class Vocabulary:
     ):
         self.genes, self.specials = [str(g) for g in genes], tuple(specials)
         self.n_specials = len(self.specials)
-        self.index = self._index = {gene: number for number, gene in enumerate(self.genes)}
+        self.index = {gene: number for number, gene in enumerate(self.genes)}
         if twice := len(self.genes) - len(self.index):
             raise ValueError(f"{twice} gene names are duplicates; call "
                              "adata.var_names_make_unique() first")
