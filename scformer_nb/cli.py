@@ -65,7 +65,7 @@ def explain(
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
         return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less, and so "
             "does, in Python, a recipe with a smaller batch_size"), 1
-    if package == "lightning": # it chooses the device, and nothing else
+    if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
     of_input = OSError | ImportError | (ValueError | KeyError if ours else OSError)
     if isinstance(error, of_input):
