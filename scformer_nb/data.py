@@ -111,7 +111,7 @@ def _describe_problem(cells: pd.DataFrame, obs: pd.DataFrame) -> str | None:
 # %% ../nbs/01_data.ipynb #97c1fa01
 def find_counts(adata: AnnData, layer: str | None) -> str:
     "Where else raw counts seem to be (a layer, X or .raw), for the end of an error message."
-    places = {hint(f"pass layer={k!r}", f"pass --layer {k}"): M
+    places = {hint(f"pass layer={k!r}", f"pass --layer {k} (to run: -p layer={k})"): M
               for k, M in adata.layers.items() if k != layer}
     if layer is not None:
         places[hint("pass layer=None", "leave --layer out")] = adata.X
@@ -123,7 +123,8 @@ def find_counts(adata: AnnData, layer: str | None) -> str:
         values = np.array([]) if M is None else to_csr(M[rows]).data
         if not impossible_values(values) and (values == np.rint(values)).all():
             return f"{how}, it looks like counts"
-    return f"pass {hint('layer=', '--layer')} with the name of the layer that holds raw counts"
+    option = hint("layer=", "--layer (to run: -p layer=)")
+    return f"pass {option} with the name of the layer that holds raw counts"
 
 # %% ../nbs/01_data.ipynb #3fe81d64
 def pick_matrix(adata: AnnData, layer: str | None) -> tuple[Any, str]:

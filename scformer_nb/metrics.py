@@ -20,6 +20,8 @@ import torch
 from anndata import AnnData
 from matplotlib import rc_context
 
+from .io import hint
+
 # %% ../nbs/09_metrics.ipynb #b7259fa5
 def scib_metrics(): # the module scib.metrics
     "scib's metrics, without its settings of matplotlib."
@@ -187,7 +189,8 @@ def text_column(
     "One column of obs as text. Raises KeyError for an unknown key."
     if key not in obs:
         known = ", ".join(map(str, obs.columns)) or "no columns"
-        way_out = f", or pass {argument}=None" if argument.endswith("_key") else ""
+        none = hint(f"pass {argument}=None", f"leave --{argument.replace('_', '-')} out")
+        way_out = f", or {none}" if argument.endswith("_key") else ""
         raise KeyError(f"{argument}={key!r} is not in obs: name one of {known}{way_out}")
     return obs[key].astype(object).map(str, na_action="ignore").to_numpy()
 

@@ -300,7 +300,7 @@ def test_check_never_modifies_its_input():
 
 def test_way_out_is_worded_for_the_shell():
     a = cells(X=COUNTS.log1p(), layers={"raw": COUNTS})
-    with speaking_shell(), pytest.raises(ValueError, match="pass --layer raw, it looks like counts"):
+    with speaking_shell(), pytest.raises(ValueError, match=r"pass --layer raw \(to run: -p layer=raw\), it looks like counts"):
         data.check_adata(a)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
+from scformer_nb.io import speaking_shell
 from scformer_nb.metrics import (
     MISSING_WORDS,
     RESOLUTIONS,
@@ -21,6 +22,7 @@ from scformer_nb.metrics import (
     louvain,
     nearest,
     silhouettes,
+    text_column,
 )
 
 
@@ -431,3 +433,9 @@ def test_many_cells_with_one_embedding_are_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate(Z, obs)
+
+
+def test_ways_out_in_the_shell():
+    obs = pd.DataFrame({"batch": ["a", "b"]})
+    with speaking_shell(), pytest.raises(KeyError, match="label_key='type' is not in obs.*or leave --label-key out"):
+        text_column(obs, "type", "label_key")
