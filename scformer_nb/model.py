@@ -29,7 +29,8 @@ class ValueEmbedding(nn.Module):
 
     def forward(self, values: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         "(cells, tokens, dim) from (cells, tokens) bins and whether they are masked"
-        x = self.embed(values.unsqueeze(-1) / self.top)
+        bins = torch.arange(self.top + 1.0, device=values.device).unsqueeze(-1)
+        x = F.embedding(values.long(), self.embed(bins / self.top))
         return torch.where(masked.unsqueeze(-1), self.mask, x)
 
 # %% ../nbs/04_model.ipynb #e34ce8c7
@@ -90,12 +91,17 @@ class Block(nn.Module):
         x: torch.Tensor, # (cells, tokens, dim)
         keys: torch.Tensor | None, # (cells, 1, 1, n_keys) bool, keys to attend to; None: all
         n_keys: int, # keys are the first tokens
-    ) -> torch.Tensor: # (cells, tokens, dim)
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.n_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        k, v = k[:, :, :n_keys], v[:, :, :n_keys]
+        n_queries: int | None = None, # and so are those that are updated; None: all
+    ) -> torch.Tensor: # (cells, n_queries, dim)
+        y, dim = self.norm1(x), x.shape[-1]
+        weights = self.qkv.weight.split([dim, 2 * dim])
+        biases = self.qkv.bias.split([dim, 2 * dim])
+        q = F.linear(y[:, :n_queries], weights[0], biases[0])
+        q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        kv = F.linear(y[:, :n_keys], weights[1], biases[1])
+        k, v = kv.unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        x = x + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
+        x = x[:, :n_queries] + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
 # %% ../nbs/04_model.ipynb #886eeb44
@@ -136,13 +142,15 @@ class Encoder(nn.Module):
 
     def forward(self,
         b: TokenBatch, # the mini-batch
-    ) -> tuple[torch.Tensor, torch.Tensor]: # h (cells, tokens, dim), h_c (cells, dim)
+        cell_only: bool = False, # of `h`, `<cls>` alone is wanted
+    ) -> tuple[torch.Tensor, torch.Tensor]: # h (cells, tokens or 1, dim), h_c (cells, dim)
         "Input embedding, blocks, the output at `<cls>` (eq. 5, eq. 6, section 3.3)"
         n_keys = b.genes.shape[1] if self.attend_masked else b.n_visible
         seen = b.genes[:, :n_keys] != 0
         keys = None if seen.all() else seen[:, None, None]
         h = self.embed(b)
         for block in self.blocks:
-            h = block(h, keys, n_keys)
+            last = block is self.blocks[-1]
+            h = block(h, keys, n_keys, 1 if last and cell_only else None)
         h = self.norm(h)
         return h, h[:, 0]

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TOKENS', 'PART', 'SCHEMA', 'RANGES', 'tokenise', 'counts_layer', 'build_network', 'ScFormer', 'embed_tokens',
-           'batch_codes', 'listed', 'read_parts', 'model_facts', 'read_network']
+           'learn_batch_shift', 'batch_codes', 'listed', 'read_parts', 'model_facts', 'read_network']
 
 # %% ../nbs/08_scformer.ipynb #8b3b8ecf
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import asdict
 from importlib import import_module
@@ -22,6 +22,7 @@ import scipy.sparse as sp
 import torch
 from fastcore.basics import patch
 
+from .batch_correction import SAMPLE, correct_batches
 from .binning import bin_values
 from .data import as_text, check_adata, preprocess
 from .heads import upgrade_weights
@@ -119,33 +120,6 @@ class ScFormer:
                 f"{f'{batches} batches' if batches else '1 batch'}, "
                 f"{trained if epochs else 'not trained'}")
 
-# %% ../nbs/08_scformer.ipynb #0b345901
-@patch
-def fit(self: ScFormer,
-    max_epochs: int = 30, # epochs in all, those of a continued run included
-    run_dir: str | Path | None = None, # folder for checkpoint and history; None: nothing is written
-    resume: bool = False, # continue the run in `run_dir`
-    progress: bool = True, # show a progress bar
-    accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
-    devices: int = 1, # processes or GPUs
-) -> "ScFormer": # itself
-    """Train and keep the epoch with the best validation loss; the losses are in `history`.
-
-    The default is the paper's 30 epochs; the command `scformer` takes 15 unless told otherwise."""
-    if self.cells is None:
-        raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
-    if len(self.history) and not resume:
-        raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue with resume=True")
-    before = deepcopy(self.network.state_dict())
-    task = ScFormerTask(self.network, self.cells, self.settings["seed"])
-    try:
-        self.history = train(task, max_epochs, run_dir=run_dir, resume=resume, progress=progress,
-                             accelerator=accelerator, devices=devices)
-    except BaseException:
-        self.network.load_state_dict(before)
-        raise
-    return self
-
 # %% ../nbs/08_scformer.ipynb #104fd0be
 TOKENS = 16384 # of a mini-batch, padding included, when cells are embedded
 
@@ -153,22 +127,70 @@ TOKENS = 16384 # of a mini-batch, padding included, when cells are embedded
 def embed_tokens(
     network: ScFormerNetwork, # weights; set to evaluation
     cells: CellTokens, # cells to embed
-) -> np.ndarray: # (cells, dim) of unit length
-    "Cell embeddings `h_c`, scaled to unit length. Raises ValueError when they are not finite."
+    of: Callable | None = None, # of `h_c` (cells, dim); None: `network.embed`
+) -> np.ndarray: # (cells, numbers) float32
+    "Cell embeddings. Raises ValueError when they are not finite."
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device).eval()
-    Z = np.empty((len(cells), network.recipe.dim), np.float32)
+    of, parts, places = of or network.embed, [], []
     order = np.argsort(-cells.lengths, kind="stable")
     while len(order):
         n = max(1, TOKENS // int(cells.lengths[order[0]] + 1))
         rows, order = order[:n], order[n:]
-        _, h_c = network.encoder(make_batch(cells, rows).to(device))
-        Z[rows] = torch.nn.functional.normalize(h_c, dim=-1).cpu()
+        _, h_c = network.encoder(make_batch(cells, rows).to(device), cell_only=True)
+        parts.append(of(h_c).cpu().numpy())
+        places.append(rows)
+    Z = np.concatenate(parts)[np.argsort(np.concatenate(places))]
     if bad := int((~np.isfinite(Z).all(1)).sum()):
         raise ValueError(
             f"{bad:,} of {len(Z):,} cells get NaN instead of an embedding: the model's weights are "
             "too large; copy the model again, or train it again with a lower lr")
     return Z
+
+# %% ../nbs/08_scformer.ipynb #7ec3537d
+def learn_batch_shift(
+    network: ScFormerNetwork, # trained; its `batch_shift` is fitted
+    cells: CellTokens, # of training, with their batches
+    seed: int, # of the sample and the fit
+) -> None:
+    "Teach the network the correction that `correct_batches` finds, on 20,000 cells at most."
+    rows = np.random.default_rng(seed).permutation(len(cells))[:SAMPLE]
+    some = CellTokens(cells.bins[rows], cells.counts[rows], cells.vocab, cells.batch[rows],
+        genes=cells.genes)
+    h_c = torch.from_numpy(embed_tokens(network, some, of=torch.Tensor.cpu))
+    network.cpu()
+    with torch.no_grad():
+        Z = network.decoded(h_c)
+    corrected = correct_batches(Z.numpy(), some.batch, seed)
+    network.batch_shift.learn(h_c, torch.from_numpy(corrected).float() - Z, seed)
+
+# %% ../nbs/08_scformer.ipynb #0b345901
+@patch
+def fit(self: ScFormer,
+    max_epochs: int | None = None, # in all, those of a continued run included; None: the recipe's
+    run_dir: str | Path | None = None, # folder for checkpoint and history; None: nothing is written
+    resume: bool = False, # continue the run in `run_dir`
+    progress: bool = True, # show a progress bar
+    accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
+    devices: int = 1, # processes or GPUs
+) -> "ScFormer": # itself
+    "Train and keep the epoch with the best validation loss; the losses are in `history`."
+    if self.cells is None:
+        raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
+    if len(self.history) and not resume:
+        raise ValueError(f"{self!r}; make a new ScFormer(adata), or continue with resume=True")
+    before = deepcopy(self.network.state_dict())
+    task = ScFormerTask(self.network, self.cells, self.settings["seed"])
+    try:
+        epochs = max_epochs or self.recipe.max_epochs(task.n_cells)
+        self.history = train(task, epochs, run_dir=run_dir, resume=resume, progress=progress,
+                             accelerator=accelerator, devices=devices)
+        if self.network.batch_shift is not None:
+            learn_batch_shift(self.network, self.cells, self.settings["seed"])
+    except BaseException:
+        self.network.load_state_dict(before)
+        raise
+    return self
 
 # %% ../nbs/08_scformer.ipynb #08ce6785
 def batch_codes(
@@ -217,7 +239,7 @@ def embed_cells(self: ScFormer,
     adata: ad.AnnData, # cells with raw counts, in memory or backed; the genes may differ
     unseen_batch: str = "error", # for new batches: "error", or "mean" for the average batch
     layer: str | None = None, # layer with raw counts; "X": X; None: as in training
-) -> np.ndarray: # (cells, dim) float32 of unit length
+) -> np.ndarray: # (cells, numbers) float32: the bottleneck, or `h_c` of unit length
     "Embed cells, those of training or new ones. Raises ValueError for too few known genes."
     if unseen_batch not in ("error", "mean"):
         raise ValueError(f"unseen_batch must be 'error' or 'mean', not {unseen_batch!r}")
