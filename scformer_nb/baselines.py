@@ -147,7 +147,7 @@ def fit_scvi(
     model.train(max_epochs, enable_progress_bar=False, enable_model_summary=False, logger=False,
         datasplitter_kwargs={"external_indexing": split_for_scvi(model.adata.n_obs)})
 
-
+# %% ../nbs/12_baselines.ipynb #23a2c2c2
 def train_scvi(
     adata: AnnData, # of `preprocess`
     batch_key: str | None, # column of obs
@@ -300,7 +300,7 @@ def scanvi(
     label_key: str = "cell_type", # column of obs that it learns
     max_epochs: int | None = None, # of the scVI before it; None: scvi-tools' own rule
 ) -> np.ndarray: # (cells, 10)
-    "scANVI's latent means; it sees every label. Raises ValueError for one type, or MissingBaseline."
+    "scANVI's latent means. Raises ValueError for one type, MissingBaseline without scvi-tools."
     labels = read_column(adata, "label_key", label_key)
     if len(set(labels)) < 2:
         raise ValueError(f"scANVI learns to tell types apart and all cells are {labels[0]!r} in "
