@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_CELLS', 'knn_accuracy', 'nearest_elsewhere', 'lisi', 'kbet', 'batch_mixing', 'bras', 'batch_variance',
-           'isolated_labels', 'best_f1', 'depth_residuals', 'participation_ratio', 'confounding', 'sample_cells',
-           'check_library_size', 'score_card', 'shuffle_cells', 'card_with_controls', 'advice']
+           'isolated_labels', 'best_f1', 'depth_residuals', 'participation_ratio', 'confounding', 'type_mixing',
+           'sample_cells', 'check_library_size', 'score_card', 'shuffle_cells', 'card_with_controls', 'advice']
 
-# %% ../nbs/09b_score_card.ipynb #3fe8ad6d
+# %% ../nbs/09b_score_card.ipynb #86984169
 import warnings
 
 import numpy as np
@@ -27,7 +27,7 @@ from scformer_nb.metrics import (
     umap_weights,
 )
 
-# %% ../nbs/09b_score_card.ipynb #9cb1d194
+# %% ../nbs/09b_score_card.ipynb #0ea64f97
 def knn_accuracy(
     near: np.ndarray, # (cells, k) rows of the neighbours, the cell itself not among them
     labels: np.ndarray, # (all cells,) numbers
@@ -38,7 +38,7 @@ def knn_accuracy(
     own = labels if rows is None else labels[rows]
     return float(np.mean(mode(labels[near], axis=1).mode == own))
 
-# %% ../nbs/09b_score_card.ipynb #75b65fbb
+# %% ../nbs/09b_score_card.ipynb #7e58a929
 def nearest_elsewhere(
     embedding: np.ndarray, # (cells, dims)
     batches: np.ndarray, # (cells,) numbers from 0 without gaps
@@ -52,7 +52,7 @@ def nearest_elsewhere(
         found.append(d.topk(k, largest=False).indices)
     return torch.cat(found).numpy()
 
-# %% ../nbs/09b_score_card.ipynb #16fa4b0b
+# %% ../nbs/09b_score_card.ipynb #3b300865
 def lisi(
     distances: np.ndarray, # (cells, k) to the neighbours, the cell itself not among them
     codes: np.ndarray, # (cells, k) their batches
@@ -71,7 +71,7 @@ def lisi(
     share = P / total[:, None]
     return 1 / sum((share * (codes == c)).sum(1)**2 for c in np.unique(codes))
 
-# %% ../nbs/09b_score_card.ipynb #a15a5fba
+# %% ../nbs/09b_score_card.ipynb #56a2d043
 def kbet(
     near: np.ndarray, # (cells, k) rows of the neighbours, the cell itself among them
     batches: np.ndarray, # (cells,) numbers from 0 without gaps
@@ -84,7 +84,7 @@ def kbet(
     statistic = ((found - expected)**2 / expected).sum(1)
     return float(np.mean(chi2.sf(statistic, len(size) - 1) >= .05))
 
-# %% ../nbs/09b_score_card.ipynb #799dbed6
+# %% ../nbs/09b_score_card.ipynb #fcdb8245
 def batch_mixing(
     near: np.ndarray, # (cells, k) rows of the neighbours, the cell itself not among them
     batches: np.ndarray, # (cells,) numbers from 0 without gaps
@@ -93,7 +93,7 @@ def batch_mixing(
     others = (len(batches) - np.bincount(batches))[batches] / (len(batches) - 1)
     return (batches[near] != batches[:, None]).mean(1) / others
 
-# %% ../nbs/09b_score_card.ipynb #0fe3548b
+# %% ../nbs/09b_score_card.ipynb #0573db8f
 def bras(
     embedding: np.ndarray, # (cells, dims)
     labels: np.ndarray, # (cells,)
@@ -115,7 +115,7 @@ def bras(
             found.append(np.mean(1 - np.abs(width[n > 1])))
     return float(np.mean(found)) if found else np.nan
 
-# %% ../nbs/09b_score_card.ipynb #0d1d3a78
+# %% ../nbs/09b_score_card.ipynb #385e535d
 def batch_variance(
     embedding: np.ndarray, # (cells, dims)
     batches: np.ndarray, # (cells,) numbers from 0 without gaps
@@ -125,7 +125,7 @@ def batch_variance(
     sums = np.eye(batches.max() + 1)[:, batches] @ X
     return float((sums**2 / np.bincount(batches)[:, None]).sum() / (X**2).sum())
 
-# %% ../nbs/09b_score_card.ipynb #22ec0959
+# %% ../nbs/09b_score_card.ipynb #a2baf789
 def isolated_labels(labels: np.ndarray, batches: np.ndarray) -> np.ndarray: # (cells,) each
     "The labels found in the fewest batches; none where all are in as many."
     spread = pd.DataFrame({"label": labels, "batch": batches}).groupby("label")["batch"].nunique()
@@ -141,7 +141,7 @@ def best_f1(
     sizes = [np.bincount(c) + own.sum() for c in clusters]
     return float(max((o / n).max() for o, n in zip(overlap, sizes, strict=True)))
 
-# %% ../nbs/09b_score_card.ipynb #93132ad8
+# %% ../nbs/09b_score_card.ipynb #47182943
 def depth_residuals(
     near: np.ndarray, # (cells, k) rows of the neighbours in the type, the cell itself left out
     log_size: np.ndarray, # (cells,) log library size
@@ -150,13 +150,13 @@ def depth_residuals(
     y = log_size - log_size.mean()
     return (y - y[near].mean(1))**2, y**2
 
-# %% ../nbs/09b_score_card.ipynb #f5b88791
+# %% ../nbs/09b_score_card.ipynb #36de80dd
 def participation_ratio(embedding: np.ndarray) -> float: # (cells, dims); 1 to dims
     "Number of directions in which the embedding varies."
     C = np.atleast_2d(np.cov(embedding, rowvar=False))
     return float(np.trace(C)**2 / (C * C).sum())
 
-# %% ../nbs/09b_score_card.ipynb #a6e74369
+# %% ../nbs/09b_score_card.ipynb #96d80d27
 def confounding(
     labels: np.ndarray, # (cells,)
     batches: np.ndarray, # (cells,)
@@ -165,58 +165,59 @@ def confounding(
     from sklearn.metrics import homogeneity_score
     return float(homogeneity_score(batches, labels))
 
-# %% ../nbs/09b_score_card.ipynb #d406f82d
+# %% ../nbs/09b_score_card.ipynb #a96da6b7
+def type_mixing(
+    near: np.ndarray, # (cells, k) of `nearest` in the type
+    distances: np.ndarray, # (cells, k) of `nearest` in the type
+    batches: np.ndarray, # (cells,) numbers from 0 without gaps, two or more
+) -> dict: # CiLISI, batch_mixing: (cells,); kBET: one number
+    "How well the batches of one type are mixed."
+    effective = lisi(distances[:, 1:], batches[near[:, 1:]], max(1, near.shape[1] // 3))
+    k = int(np.clip(np.bincount(batches).mean() // 4, 10, 70))
+    return {"CiLISI": (effective - 1) / batches.max(), "kBET": [kbet(near[:, :k], batches)],
+        "batch_mixing": batch_mixing(near[:, 1:16], batches)}
+
+# %% ../nbs/09b_score_card.ipynb #51c5b93f
 def _by_type(X: np.ndarray, labels: np.ndarray, batches: np.ndarray | None,
         log_size: np.ndarray | None) -> dict: # CiLISI, kBET, batch_mixing, depth_R2
     "The numbers within types, as far as a type has the cells and the batches for them."
-    found = {name: [] for name in ("CiLISI", "kBET", "batch_mixing", "left", "total")}
-    for rows in (np.flatnonzero(labels == t) for t in np.unique(labels)):
-        if len(rows) < 10:
-            continue
-        near, d = nearest(X[rows], min(90, len(rows) - 1))
+    mixing, depth = [], []
+    types = [np.flatnonzero(labels == t) for t in np.unique(labels)]
+    for rows in [rows for rows in types if len(rows) >= 10]:
+        near, distances = nearest(X[rows], min(90, len(rows) - 1))
         if log_size is not None and len(rows) >= 30:
-            left, total = depth_residuals(near[:, 1:16], log_size[rows])
-            found["left"].append(left)
-            found["total"].append(total)
-        b = None if batches is None else np.unique(batches[rows], return_inverse=True)[1]
-        if b is None or not b.max():
-            continue
-        effective = lisi(d[:, 1:], b[near[:, 1:]], max(1, near.shape[1] // 3))
-        found["CiLISI"].append((effective - 1) / b.max())
-        found["batch_mixing"].append(batch_mixing(near[:, 1:16], b))
-        found["kBET"].append([kbet(near[:, :int(np.clip(np.bincount(b).mean() // 4, 10, 70))], b)])
-    mean = {name: np.concatenate(parts).mean() for name, parts in found.items() if parts}
-    if total := mean.pop("total", 0):
-        mean["depth_R2"] = 1 - mean["left"] / total
-    mean.pop("left", None)
-    return mean
-
-# %% ../nbs/09b_score_card.ipynb #762c4b34
-def _of_labels(X: np.ndarray, labels: np.ndarray, batches: np.ndarray | None, scores: dict,
-        seed: int) -> dict: # NMI_ARI, its sd, kNN, isolated_F1, iLISI
-    "The numbers that read one graph of all cells."
-    k = min(90, len(X) - 1)
-    near, d = nearest(X, k)
-    graph = AnnData(obs=pd.DataFrame({"label": labels}, map(str, range(len(X)))))
-    graph.obsp["connectivities"] = umap_weights(near[:, :15], d[:, :15])
-    runs = [scores] + [best_louvain(graph, s) for s in range(seed + 1, seed + 5)]
-    both = [(run["NMI"] + run["ARI"]) / 2 for run in runs]
-    found = {"NMI_ARI": np.mean(both), "NMI_ARI_sd": np.std(both, ddof=1)}
-    found["kNN_accuracy"] = knn_accuracy(near[:, 1:16], labels)
-    if batches is not None:
-        elsewhere = pd.crosstab(labels, batches).gt(0).sum(axis=1)[labels].to_numpy() > 1
-        if elsewhere.any():
-            rows = np.flatnonzero(elsewhere)
-            far = nearest_elsewhere(X, batches)[rows]
-            found["kNN_across"] = knn_accuracy(far, labels, rows)
-        if len(isolated := isolated_labels(labels, batches)):
-            clusters = louvain(graph, seed=seed)
-            found["isolated_F1"] = np.mean([best_f1(clusters, labels == t) for t in isolated])
-        effective = lisi(d[:, 1:], batches[near[:, 1:]], max(1, k // 3))
-        found["iLISI"] = (np.median(effective) - 1) / batches.max()
+            depth.append(depth_residuals(near[:, 1:16], log_size[rows]))
+        if batches is not None and np.ptp(batches[rows]):
+            b = np.unique(batches[rows], return_inverse=True)[1]
+            mixing.append(type_mixing(near, distances, b))
+    names = mixing[0] if mixing else []
+    found = {name: np.mean(np.concatenate([m[name] for m in mixing])) for name in names}
+    if depth:
+        left, total = (sum(parts.sum() for parts in both) for both in zip(*depth, strict=True))
+        found["depth_R2"] = 1 - left / total if total else np.nan
     return found
 
-# %% ../nbs/09b_score_card.ipynb #7a3ea7c8
+# %% ../nbs/09b_score_card.ipynb #7127bb6b
+def _of_clusters(graph: AnnData, scores: dict, seed: int) -> dict: # NMI_ARI and its sd
+    "(NMI + ARI) / 2 over five seeds of Louvain, the first of which is in `scores`."
+    runs = [scores] + [best_louvain(graph, s) for s in range(seed + 1, seed + 5)]
+    both = [(run["NMI"] + run["ARI"]) / 2 for run in runs]
+    return {"NMI_ARI": np.mean(both), "NMI_ARI_sd": np.std(both, ddof=1)}
+
+
+def _of_batches(X: np.ndarray, graph: AnnData, batches: np.ndarray, seed: int) -> dict:
+    "kNN_across and isolated_F1, as far as labels are shared or not shared among the batches."
+    labels, found = graph.obs["label"].to_numpy(), {}
+    shared = pd.crosstab(labels, batches).gt(0).sum(axis=1)[labels].to_numpy() > 1
+    if shared.any():
+        rows = np.flatnonzero(shared)
+        found["kNN_across"] = knn_accuracy(nearest_elsewhere(X, batches)[rows], labels, rows)
+    if len(isolated := isolated_labels(labels, batches)):
+        clusters = louvain(graph, seed=seed)
+        found["isolated_F1"] = np.mean([best_f1(clusters, labels == t) for t in isolated])
+    return found
+
+# %% ../nbs/09b_score_card.ipynb #b368af8c
 MOST_CELLS = 20_000
 
 
@@ -235,7 +236,7 @@ def sample_cells(
     order = np.lexsort((np.random.default_rng(seed).random(len(obs)), group))
     return np.sort(order[np.linspace(0, len(obs) - 1, n).astype(int)])
 
-# %% ../nbs/09b_score_card.ipynb #42d1b6d9
+# %% ../nbs/09b_score_card.ipynb #aea2fe68
 def check_library_size(library_size: np.ndarray, n_cells: int) -> np.ndarray: # (cells,) log
     "Logarithm of the counts per cell. Raises ValueError for what has none."
     size = pd.to_numeric(pd.Series(np.ravel(library_size)), errors="coerce").to_numpy(float)
@@ -245,15 +246,28 @@ def check_library_size(library_size: np.ndarray, n_cells: int) -> np.ndarray: # 
             "library_size out, which leaves out depth_R2")
     return np.log(size)
 
-# %% ../nbs/09b_score_card.ipynb #0e05e9d7
+# %% ../nbs/09b_score_card.ipynb #abdecd12
+def _of_graph(X: np.ndarray, labels: np.ndarray, batches: np.ndarray | None, scores: dict,
+        seed: int) -> dict: # NMI_ARI, kNN_accuracy, kNN_across, iLISI, isolated_F1
+    "The numbers that read one graph of all cells."
+    near, distances = nearest(X, min(90, len(X) - 1))
+    graph = AnnData(obs=pd.DataFrame({"label": labels}, map(str, range(len(X)))))
+    graph.obsp["connectivities"] = umap_weights(near[:, :15], distances[:, :15])
+    found = _of_clusters(graph, scores, seed)
+    found["kNN_accuracy"] = knn_accuracy(near[:, 1:16], labels)
+    if batches is not None:
+        effective = lisi(distances[:, 1:], batches[near[:, 1:]], max(1, near.shape[1] // 3))
+        found["iLISI"] = (np.median(effective) - 1) / batches.max()
+        found |= _of_batches(X, graph, batches, seed)
+    return found
+
+
 def _beyond(X: np.ndarray, codes: dict, scores: dict, log_size: np.ndarray | None,
         seed: int) -> dict: # the card's part
     "What the card adds to `evaluate`; labels and batches as numbers."
     labels, batches = codes.get("label"), codes.get("batch")
     batches = batches if batches is not None and batches.max() else None
     found = {"participation_ratio": participation_ratio(X)}
-    if "NMI" in scores:
-        found |= _of_labels(X, labels, batches, scores, seed)
     if batches is not None:
         found["PCR_batch"] = batch_variance(X, batches)
     if labels is not None:
@@ -261,13 +275,13 @@ def _beyond(X: np.ndarray, codes: dict, scores: dict, log_size: np.ndarray | Non
     if labels is not None and batches is not None:
         found |= {"BRAS": bras(X, labels, batches), "confounding": confounding(labels, batches)}
     if "NMI" in scores:
+        found |= _of_graph(X, labels, batches, scores, seed)
         bio = (2 * found["NMI_ARI"] + found["kNN_accuracy"]) / 3
         mixing = [(scores | found).get(name) for name in ("CiLISI", "GraphConn", "kBET")]
-        whole = None not in mixing
-        found["Overall_no_ASW"] = .6 * bio + .4 * np.mean(mixing) if whole else bio
+        found["Overall_no_ASW"] = bio if None in mixing else .6 * bio + .4 * np.mean(mixing)
     return found
 
-# %% ../nbs/09b_score_card.ipynb #4df3ee43
+# %% ../nbs/09b_score_card.ipynb #bbc96625
 def score_card(
     embedding: np.ndarray, # (cells, dims) of any method
     obs: pd.DataFrame, # (cells, ...) e.g. adata.obs
@@ -292,20 +306,21 @@ def score_card(
     scores |= _beyond(X, codes, scores, None if log_size is None else log_size[rows], seed)
     return {name: float(value) for name, value in scores.items() if np.isfinite(value)}
 
-# %% ../nbs/09b_score_card.ipynb #3e4ad60d
+# %% ../nbs/09b_score_card.ipynb #96f149a9
 def shuffle_cells(
     embedding: np.ndarray, # (cells, dims)
     groups: np.ndarray | None = None, # (cells,) who may change places; None: all
     seed: int = 0, # of the shuffle
 ) -> np.ndarray: # (cells, dims)
     "Places exchanged at random, within groups."
-    group = np.zeros(len(embedding)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    group = np.zeros(len(embedding)) if groups is None else groups
+    group = np.unique(group, return_inverse=True)[1]
     random = np.random.default_rng(seed).random(len(embedding))
     mixed = np.empty_like(embedding)
     mixed[np.argsort(group, kind="stable")] = embedding[np.lexsort((random, group))]
     return mixed
 
-# %% ../nbs/09b_score_card.ipynb #46ba4c24
+# %% ../nbs/09b_score_card.ipynb #7b41245b
 def card_with_controls(
     embedding: np.ndarray, # (cells, dims) of any method
     obs: pd.DataFrame, # (cells, ...)
@@ -324,20 +339,22 @@ def card_with_controls(
             cards[name] = score_card(Z, obs, label_key, **more)
     return pd.DataFrame(cards)
 
-# %% ../nbs/09b_score_card.ipynb #e3cc4c6d
+# %% ../nbs/09b_score_card.ipynb #6c0e7d3b
 def advice(card: dict) -> list: # of `score_card`; a sentence each
     "What a card warns of, and what to try."
     found = []
     if (r2 := card.get("depth_R2", 0)) > .3:
-        found.append(f"depth R2 is {r2:.2f} (0 is best): within a cell type, cells lie beside cells "
-            "with as many counts, so a group may be nothing but sequencing depth. Color the UMAP by "
-            "counts per cell before you name a subtype; try fewer epochs, and compare with scVI")
+        found.append(f"depth R2 is {r2:.2f} (0 is best): within a cell type, cells lie beside "
+            "cells with as many counts, so a group may be nothing but sequencing depth. Color "
+            "the UMAP by counts per cell before you name a subtype; try fewer epochs, and "
+            "compare with scVI")
     if (directions := card.get("participation_ratio", 3)) < 3:
-        found.append(f"the participation ratio is {directions:.1f}: the embedding varies along few "
-            "directions, so types lie on a line or a plane and AvgBIO and ASW flatter it. Judge it "
-            "by kNN_accuracy and NMI_ARI; try fewer epochs, and compare with PCA and scVI")
+        found.append(f"the participation ratio is {directions:.1f}: the embedding varies along "
+            "few directions, so types lie on a line or a plane and AvgBIO and ASW flatter it. "
+            "Judge it by kNN_accuracy and NMI_ARI; try fewer epochs, and compare with PCA and "
+            "scVI")
     if (told := card.get("confounding", 0)) > .5:
-        found.append(f"the cell type tells {told:.0%} of the batch: batches hold different types, so "
-            "mixing batches may mix types, and no score can tell the two apart. Try a run without "
-            "batch_key, or a batch_key whose batches share their types")
+        found.append(f"the cell type tells {told:.0%} of the batch: batches hold different "
+            "types, so mixing batches may mix types, and no score can tell the two apart. Try "
+            "a run without batch_key, or a batch_key whose batches share their types")
     return found
