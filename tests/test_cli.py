@@ -205,7 +205,7 @@ def test_the_paper_preset_and_json(model, scformer, cells, tmp_path):
     assert json.loads((tmp_path / "run/model.json").read_text())["recipe"]["loss"] == "ce"
     scformer("embed", model, cells, "-o", tmp_path / "out.h5ad")
     out, said = scformer("evaluate", tmp_path / "out.h5ad", "--label-key", "cell_type", "--json")
-    assert set(json.loads(out)) >= {"AvgBIO", "NMI", "kNN_accuracy", "depth_R2"} and "left out" not in said
+    assert set(json.loads(out)) >= {"AvgBIO", "NMI", "kNN_accuracy", "participation_ratio"} and "left out" not in said
 
 
 def test_any_embedding_has_a_card(scformer, tmp_path):
