@@ -222,7 +222,8 @@ def test_a_recipe_of_something_else_stays_as_it_is(recipe):
 # tables
 
 def test_the_card_is_shown_when_asked_for():
-    old, new = {"AvgBIO": .5, "NMI": .4}, {"AvgBIO": .4, "NMI": .4, "kNN_accuracy": .9, "depth_R2": -.1, "Overall_no_ASW": .6, "confounding": 0.}
+    old = {"AvgBIO": .5, "NMI": .4}
+    new = {"AvgBIO": .4, "NMI": .4, "kNN_accuracy": .9, "depth_R2": -.1, "Overall_no_ASW": .6, "confounding": 0.}
     assert results_table({"old": old, "new": new}).columns.tolist() == ["AvgBIO", "NMI"]
     table = results_table({"old": old, "new": new}, columns=CARD, missing={"Seurat": "no R here"})
     assert table.columns.tolist() == [*CARD, "note"] and table.index.tolist() == ["old", "new", "Seurat"]
