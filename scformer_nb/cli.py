@@ -204,6 +204,18 @@ def embed(
     write_h5ad(adata, out)
     say(str(out))
 
+# %% ../nbs/52_cli.ipynb #c8cd8265
+def _library_size(adata): # AnnData; (cells,), None where nothing says it
+    "Counts per cell, of obs['library_size'] or of the counts in X"
+    if "library_size" in adata.obs:
+        return adata.obs["library_size"].to_numpy()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return scf.data.library_size(scf.data.check_adata(adata))
+    except ValueError:
+        warnings.warn("X holds no raw counts and obs no library_size: depth_R2 is left out",
+            stacklevel=2)
+
 # %% ../nbs/52_cli.ipynb #43f2aa11
 @_command("evaluate new_embedded.h5ad --label-key cell_type --batch-key batch")
 def evaluate(
@@ -211,9 +223,10 @@ def evaluate(
     label_key: _option(str | None, "Column of obs with the cell type; none: batches only.") = None,
     batch_key: BatchKey = None,
     basis: _option(str, "The embedding in obsm.") = "X_scformer",
+    controls: _option(bool, "Beside a floor and a ceiling: the cells shuffled.") = False,
     as_json: AsJson = False,
 ):
-    "Score an embedding: cell types kept apart (AvgBIO), batches mixed (AvgBATCH)."
+    "The score card of an embedding: types kept apart, batches mixed, free of depth."
     from pandas import Series
     adata = scf.load(data)
     if basis not in adata.obsm:
@@ -221,7 +234,14 @@ def evaluate(
         raise ValueError(f"obsm has no embedding {basis!r}{near}; say --basis NAME")
     if not (label_key or batch_key):
         raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
-    scores = Series(scf.metrics.evaluate(adata.obsm[basis], adata.obs, label_key, batch_key))
+    if controls and not label_key:
+        raise ValueError("--controls shuffles cells within types: say --label-key NAME")
+    card = scf.score_card.card_with_controls if controls else scf.score_card.score_card
+    scores = card(adata.obsm[basis], adata.obs, label_key, batch_key=batch_key,
+        library_size=_library_size(adata))
+    scores = scores if controls else Series(scores)
+    for text in scf.score_card.advice(scores["embedding"] if controls else scores):
+        warnings.warn(text, stacklevel=2)
     text = scores.to_string(float_format="{:.3f}".format)
     say(scores.to_json(indent=1, double_precision=15) if as_json else text)
 

@@ -7,6 +7,7 @@ __all__ = ['check_methods', 'data_settings', 'Experiment', 'newest', 'margins', 
            'finished_options', 'option_means', 'plot_gains']
 
 # %% ../nbs/13_experiment.ipynb #adbc7186
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 import scformer_nb as scf
 from .baselines import BASELINES, DETERMINISTIC
-from .data import preprocess
+from .data import check_adata, library_size, preprocess
 from .datasets import load
 from .ledger import Ledger, digest
 from .ledger import compare as compare_methods
@@ -78,6 +79,12 @@ class Experiment:
         if self.label_key is None:
             return pd.Series("all cells", self.hvg.obs.index, name="cells")
         return self.column("label_key").rename("cell type")
+
+    @property
+    def library_size(self) -> np.ndarray: # (cells,)
+        "Counts per cell over all genes, obs['library_size'] where the data has it."
+        with warnings.catch_warnings(action="ignore"): # `preprocess` gave them
+            return library_size(check_adata(self.adata, self.layer))
 
     def batches(self, need: str) -> pd.Series: # who needs them, for the message; (cells,)
         "Batches, two or more. Raises ValueError for another column."
@@ -166,7 +173,8 @@ def compare(self: Experiment,
     settings["scFormer"] = self.settings | {"max_epochs": max_epochs, "recipe": asdict(DEFAULT)}
     embed = {name: (BASELINES | {"scFormer": scformer})[name] for name in methods}
     runs, failed = compare_methods(embed, self.hvg, self.ledger, self.dataset, settings,
-        self.label_key, self.batch_key, seeds=seeds, seedless=DETERMINISTIC, keep=keep)
+        self.label_key, self.batch_key, seeds=seeds, seedless=DETERMINISTIC, keep=keep,
+        library_size=self.library_size)
     if "scFormer" in failed:
         raise RuntimeError(f"scFormer failed: {failed['scFormer']}")
     return runs, failed

@@ -146,12 +146,14 @@ def write_report(
     notes: list[str] = (), # warnings from before the page ran
     seconds: float = 0.0, # that the run took
     quick: bool = False, # a quick look, to be marked as such
+    card: dict | None = None, # of `score_card`, scFormer's; None: the page has none
 ) -> Path: # the file
-    "One self-contained HTML file from an executed page."
+    "One self-contained HTML file from an executed page, with what to try where the card is bad."
+    from scformer_nb.score_card import advice # loads torch
     title, summary = page_summary(nb)
     facts = dict(title=title, summary=summary, name=Path(file).resolve().parent.name,
         command=command, data=data, settings=settings, quick=quick, versions=versions(),
-        warnings=[*notes, *warnings_of(nb)], results=_tagged_results(nb), headings=headings(nb),
+        warnings=[*advice(card or {}), *notes, *warnings_of(nb)], results=_tagged_results(nb), headings=headings(nb),
         date=time.strftime("%d %B %Y").lstrip("0"), took=timedelta(seconds=round(seconds)),
         style=(TEMPLATES / "report/style.css").read_text(encoding="utf-8"))
     return write_text(file, _render(nb, facts))

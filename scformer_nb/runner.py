@@ -287,7 +287,8 @@ def _write_results(nb: nbformat.NotebookNode, folder: Path, about: dict, **repor
     for figure in [*work.rglob("*.png"), *work.rglob("*.svg")]:
         name = "_".join(figure.relative_to(work).parts)
         write_bytes(folder / "figures" / name, figure.read_bytes())
-    write_report(nb, folder / "report.html", data=about["data"], quick=about["quick"], **report)
+    write_report(nb, folder / "report.html", data=about["data"], quick=about["quick"],
+        card=metrics["metrics"].get("scFormer"), **report)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
