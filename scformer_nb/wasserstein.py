@@ -6,31 +6,30 @@
 __all__ = ['transport', 'cells_by_type', 'affinity', 'plot_affinity', 'between_scores', 'gromov_transfer']
 
 # %% ../nbs/42_wasserstein.ipynb #2fa1c3f1
-import os
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 import ot
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import cdist, squareform
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from tqdm.auto import tqdm
 
-from .alignment import label_transfer, mean_over_types
+from .alignment import label_transfer, shared_recall
 from .metrics import check_embedding
 
 # %% ../nbs/42_wasserstein.ipynb #6b6c439b
-def transport(
-    source: np.ndarray, # (n, dims) cells of one type
-    target: np.ndarray, # (m, dims) cells of the other
-) -> tuple[float, np.ndarray]: # distance in units of the embedding; (n, m) plan
-    "Exact Wasserstein distance and plan (section 5.3). Raises RuntimeError without a solution."
+def transport(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+    """Exact Wasserstein distance of two types, (n, dims) and (m, dims), and the (n, m) plan.
+
+    Section 5.3; in units of the embedding. Raises RuntimeError without a solution."""
     plan, log = ot.emd([], [], cdist(source, target), numItermax=5_000_000, log=True)
     if log["warning"]:
         raise RuntimeError(f"no optimal plan between {len(source)} and {len(target)} cells "
@@ -55,28 +54,26 @@ def _sample(cells: np.ndarray, name: str, max_cells: int, seed: int) -> np.ndarr
 def cells_by_type(
     embedding: np.ndarray, # (cells, dims)
     labels: np.ndarray, # (cells,) types; None or NaN: no label
-    min_cells: int = 5, # smaller classes are left out
     kind: str = "", # for messages, e.g. " of human"
 ) -> dict: # type: (n, dims) its cells, in the order of the names
-    "The classes that are large enough. Raises ValueError for an embedding that does not fit."
+    "Types of five cells or more. Raises ValueError for an embedding that does not fit."
     Z, names = np.asarray(embedding), pd.Series(np.asarray(labels, dtype=object))
     check_embedding(Z, len(names))
+    warn = partial(warnings.warn, stacklevel=4)
     if missing := int(names.isna().sum()):
-        warnings.warn(f"{missing} of {len(names)} cells{kind} have no label and are left out",
-                      UserWarning, stacklevel=4)
+        warn(f"{missing} of {len(names)} cells{kind} have no label and are left out")
     names = names.map(str, na_action="ignore")
-    size = names.value_counts()
-    if few := sorted(size.index[size < min_cells]):
-        warnings.warn(f"{len(few)} of {len(size)} types{kind} have fewer than {min_cells} cells "
-                      f"and are left out: {', '.join(few)}", UserWarning, stacklevel=4)
-    large = sorted(size.index[size >= min_cells])
-    return {t: Z[(names == t).to_numpy()].astype(float) for t in large}
+    size = names.value_counts().sort_index()
+    if few := list(size.index[size < 5]):
+        warn(f"{len(few)} of {len(size)} types{kind} have fewer than 5 cells and are left out: "
+             f"{', '.join(few)}")
+    return {t: Z[(names == t).to_numpy()].astype(float) for t in size.index[size >= 5]}
 
 # %% ../nbs/42_wasserstein.ipynb #a81a0626
-def _all_clusters(embedding: np.ndarray | dict, labels: np.ndarray | dict, min_cells: int) -> dict:
+def _all_clusters(embedding: np.ndarray | dict, labels: np.ndarray | dict) -> dict:
     "Cells by type, or by (species, type). Raises ValueError where they cannot be compared."
     if not isinstance(embedding, dict):
-        return cells_by_type(embedding, labels, min_cells)
+        return cells_by_type(embedding, labels)
     if not isinstance(labels, dict) or set(labels) != set(embedding):
         raise ValueError(f"embeddings are given for {', '.join(embedding)}: "
                          "labels must be a dict with the same keys")
@@ -85,7 +82,16 @@ def _all_clusters(embedding: np.ndarray | dict, labels: np.ndarray | dict, min_c
         raise ValueError(f"the embeddings have different dimensions ({dims}): "
                          "only cells in one space can be compared")
     return {(s, t): cells for s, Z in embedding.items()
-            for t, cells in cells_by_type(Z, labels[s], min_cells, f" of {s}").items()}
+            for t, cells in cells_by_type(Z, labels[s], f" of {s}").items()}
+
+# %% ../nbs/42_wasserstein.ipynb #fec66f12
+def _distances(clusters: list, progress: bool) -> list: # (n, dims) each; one number a pair
+    "Wasserstein distances of all pairs of clusters, on all cores."
+    pairs = list(combinations(clusters, 2))
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(transport, *zip(*pairs, strict=True))
+        bar = tqdm(found, total=len(pairs), disable=not progress, unit=" pairs")
+        return [distance for distance, _ in bar]
 
 # %% ../nbs/42_wasserstein.ipynb #79a65a03
 def affinity(
@@ -94,42 +100,41 @@ def affinity(
     max_cells: int = 500, # a larger class is sampled
     normalise: str = "mass", # "mass": classes weigh the same; "shape": are centred and scaled
     seed: int = 0, # of the samples
-    min_cells: int = 5, # smaller classes are left out, with a warning
-    n_jobs: int | None = None, # threads; None: one per core
     progress: bool = True, # show a bar
 ) -> pd.DataFrame: # (types, types) symmetric, zero diagonal, in units of the embedding
     "Wasserstein distance of every pair of types (section 5.3). Raises ValueError below two."
     if normalise not in ("mass", "shape"):
         raise ValueError(f"normalise={normalise!r}: it is mass or shape")
-    clusters = _all_clusters(embedding, labels, min_cells)
+    clusters = _all_clusters(embedding, labels)
     if len(clusters) < 2:
-        raise ValueError(f"{len(clusters)} types have {min_cells} cells or more and two are "
-                         "needed: lower min_cells or give more cells")
+        raise ValueError(f"{len(clusters)} types have 5 cells or more and two are needed: "
+                         "give more cells")
     cells = [_sample(c, str(t), max_cells, seed) for t, c in clusters.items()]
     if (ratio := max(map(len, cells)) / min(map(len, cells))) > 20:
         warnings.warn(f"the largest type has {ratio:.0f} times the cells of the smallest: distances"
                       " of small types are too large, lower max_cells to compare like with like",
                       stacklevel=2)
-    pairs = list(combinations(map(_shape, cells) if normalise == "shape" else cells, 2))
-    with ThreadPoolExecutor(n_jobs or os.cpu_count() or 1) as pool:
-        found = tqdm(pool.map(transport, *zip(*pairs, strict=True)), total=len(pairs),
-                     disable=not progress, unit=" pairs")
-        D = squareform([distance for distance, _ in found])
+    cells = map(_shape, cells) if normalise == "shape" else cells
     types = pd.Index(list(clusters))
     types.names = ["species", "type"][-types.nlevels:]
-    return pd.DataFrame(D, types, types)
+    return pd.DataFrame(squareform(_distances(list(cells), progress)), types, types)
 
 # %% ../nbs/42_wasserstein.ipynb #f9c1eb45
-def plot_affinity(
-    A: pd.DataFrame, # of `affinity`, or a block of it
-    ax=None, # matplotlib axes for the heat map alone; None: a figure with the tree beside it
-) -> Figure: # dark: near
-    "Heat map in dendrogram order (figure 5); of two species, with shared types first."
-    rows = np.argsort(~A.index.isin(A.columns), kind="stable")
-    columns, tree = np.argsort(~A.columns.isin(A.index), kind="stable"), None
+def _arrange(A: pd.DataFrame) -> tuple: # row numbers, column numbers, linkage or None
+    "Dendrogram order; a block of two species has none, and shared types come first."
     if A.index.equals(A.columns) and not np.diag(A).any():
         tree = linkage(squareform(A.to_numpy(), checks=False), "average")
-        rows = columns = dendrogram(tree, no_plot=True)["leaves"]
+        return leaves_list(tree), leaves_list(tree), tree
+    rows = np.argsort(~A.index.isin(A.columns), kind="stable")
+    return rows, np.argsort(~A.columns.isin(A.index), kind="stable"), None
+
+# %% ../nbs/42_wasserstein.ipynb #e67f36d5
+def plot_affinity(
+    A: pd.DataFrame, # of `affinity`, or a block of it
+    ax=None, # matplotlib axes for the heat map alone; None: a figure with the tree above it
+) -> Figure: # dark: near
+    "Heat map in dendrogram order (figure 5); of two species, with shared types first."
+    rows, columns, tree = _arrange(A)
     if ax is None:
         fig = Figure(figsize=(2.4 + .3 * A.shape[1], 2.2 + .3 * A.shape[0]), layout="constrained")
         if tree is None:
@@ -138,11 +143,12 @@ def plot_affinity(
             top, ax = fig.subplots(2, 1, height_ratios=[1, 5])
             dendrogram(tree, ax=top, no_labels=True, link_color_func=lambda k: "0.3")
             top.set_axis_off()
-    image = ax.imshow(A.iloc[list(rows), list(columns)], cmap="magma", aspect="auto")
+    A = A.iloc[rows, columns]
+    image = ax.imshow(A, cmap="magma", aspect="auto")
     x, y = ([" ".join(t) if isinstance(t, tuple) else t for t in index]
             for index in (A.columns, A.index))
-    ax.set_xticks(range(A.shape[1]), [x[j] for j in columns], rotation=90, size=8)
-    ax.set_yticks(range(A.shape[0]), [y[i] for i in rows], size=8)
+    ax.set_xticks(range(len(x)), x, rotation=90, size=8)
+    ax.set_yticks(range(len(y)), y, size=8)
     ax.figure.colorbar(image, ax=ax, label="Wasserstein distance")
     return ax.figure
 
@@ -180,13 +186,12 @@ def between_scores(
 def gromov_transfer(
     embedding: dict, # two species: (cells, dims), not in one space
     labels: dict, # species: (cells,) types
-    seed: int = 0, # of the samples
-    n: int = 300, # cells of each species
+    seed: int = 0, # of the samples, 300 cells of each species
 ) -> dict: # "human to mouse": share of cells with their own type, and back
     "Label transfer by the Gromov-Wasserstein plan between two species."
     rng, cost, types = np.random.default_rng(seed), {}, {}
     for s, Z in embedding.items():
-        rows = np.sort(rng.permutation(len(Z))[:n])
+        rows = np.sort(rng.permutation(len(Z))[:300])
         types[s], D = np.asarray(labels[s])[rows].astype(str), ot.dist(Z[rows], metric="euclidean")
         cost[s] = D / D.mean()
     plan = ot.gromov.gromov_wasserstein(*cost.values(), loss_fun="square_loss")
@@ -194,5 +199,5 @@ def gromov_transfer(
     for s, t, P in ((a, b, plan), (b, a, plan.T)):
         names = np.unique(types[s])
         guess = names[(P.T @ (types[s][:, None] == names)).argmax(1)]
-        found[f"{s} to {t}"] = mean_over_types(guess == types[t], types[t], names)
+        found[f"{s} to {t}"] = shared_recall(types[t], guess, names)
     return found
