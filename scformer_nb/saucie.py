@@ -249,7 +249,7 @@ def species_methods(
 def method_settings(epochs: int, epochs_scformer: int, steps: int) -> dict: # method: for a Ledger
     "What decides a result of `species_methods` beside the data."
     def recorded(options):
-        names = {"pca_init": "warm_start", "init": "start"}
+        names = {"pca_init": "warm_start", "init": "start", "d_ff": "hidden"}
         return {names.get(name, name): value for name, value in options.items()}
 
     options = {name: p.default for name, p in inspect.signature(align).parameters.items()
