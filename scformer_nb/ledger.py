@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KEY', 'TYPES', 'METRICS', 'CARD', 'NOT_SHOWN', 'plain', 'canonical', 'append_line', 'read_line', 'read_lines',
-           'name_changes', 'Ledger', 'digest', 'mean_sd', 'results_table', 'compare']
+           'name_changes', 'Ledger', 'digest', 'mean_sd', 'results_table', 'run_all', 'compare']
 
 # %% ../nbs/11_ledger.ipynb #5486a56a
 import hashlib
@@ -12,9 +12,10 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,35 @@ def results_table(
     notes = pd.DataFrame({"note": missing}, dtype=object) if missing else None
     return pd.concat([shown, notes]).fillna("")
 
+# %% ../nbs/11_ledger.ipynb #7f8227ce
+def run_all(
+    ledger: Ledger, # keeps the finished runs
+    dataset: str, # name in the ledger
+    jobs: dict, # (method, option): function of a seed that returns metrics
+    settings: Callable, # of method, option and seed: all else that decides the result
+    seeds: list, # of every job
+    once: Collection[str] = (), # methods without a seed: they run with the first
+    needed: Collection[tuple] = (), # jobs whose failure ends it all
+) -> tuple[dict, dict]: # job: DataFrame, a row of metrics per seed; job: why there is none
+    "Every job with every seed. Raises the error of a needed job."
+    rows, failed = {job: {} for job in jobs}, {}
+    with warnings.catch_warnings(record=True) as caught:
+        for seed, job in product(seeds, jobs):
+            if job in failed or (job[0] in once and rows[job]):
+                continue
+            try:
+                run = (dataset, *job, seed, settings(*job, seed), partial(jobs[job], seed))
+                rows[job][seed] = ledger.get_or_run(*run)["metrics"]
+            except Exception as error:
+                if job in needed:
+                    raise
+                failed[job] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    for message, kind in dict.fromkeys((str(w.message), w.category) for w in caught):
+        warnings.warn(message, kind, stacklevel=2)
+    runs = {job: pd.DataFrame(list(found.values()), pd.Index(found, name="seed"), dtype=float)
+        for job, found in rows.items() if job not in failed}
+    return runs, failed
+
 # %% ../nbs/11_ledger.ipynb #73882269
 def compare(
     methods: dict, # name: function of (adata, batch_key, seed) that returns (cells, dims)
@@ -236,17 +266,7 @@ def compare(
             keep(name, seed, Z)
         return scores
 
-    runs, failed = {}, {}
-    with warnings.catch_warnings(record=True) as caught:
-        for name, method in methods.items():
-            run = partial(score, name, cache(partial(method, adata, batch_key)))
-            key = (dataset, name, "default")
-            try:
-                lines = [ledger.get_or_run(*key, s, settings[name], partial(run, s)) for s in seeds]
-                index = pd.Index(seeds, name="seed")
-                runs[name] = pd.DataFrame([x["metrics"] for x in lines], index, dtype=float)
-            except Exception as error:
-                failed[name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    for message, kind in dict.fromkeys((str(w.message), w.category) for w in caught):
-        warnings.warn(message, kind, stacklevel=2)
-    return runs, failed
+    jobs = {(name, "default"): partial(score, name, cache(partial(method, adata, batch_key)))
+        for name, method in methods.items()}
+    runs, failed = run_all(ledger, dataset, jobs, lambda name, *_: settings[name], seeds)
+    return {job[0]: r for job, r in runs.items()}, {job[0]: why for job, why in failed.items()}

@@ -159,6 +159,11 @@ def from_dict(cls: PerturbationRecipe, saved: dict) -> PerturbationRecipe:
     today = {old: name for name, old in FIRST_NAMES.items()}
     return cls(**{today.get(name, name): value for name, value in saved.items()})
 
+@patch
+def to_dict(self: PerturbationRecipe) -> dict: # for a `Ledger`
+    "Fields by their first names."
+    return {FIRST_NAMES.get(name, name): value for name, value in asdict(self).items()}
+
 # %% ../nbs/33_perturbation.ipynb #3db02a71
 class PerturbedEncoder(Encoder):
     "The encoder of eq. 5 and 6 with effects of perturbed genes in the input sum."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'no_change', 'mean_change', 'additive', 'sets_of_genes', 'gene_set_vectors', 'linear', 'pair_cells',
-           'mlp_baseline', 'gears', 'Baseline', 'predict_with']
+           'mlp_baseline', 'gears', 'Baseline', 'predict_with', 'score_split', 'plot_classes', 'plot_changes']
 
 # %% ../nbs/31_perturbation_models.ipynb #dd814ede
 import os
@@ -21,11 +21,14 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from sklearn.preprocessing import MultiLabelBinarizer, normalize
 from torch import nn
 
 from .baselines import quietly
-from .screens import genes_of, mark_genes, parse_condition, profile
+from .plots import OKABE_ITO
+from .screens import Profiles, genes_of, mark_genes, mean_by_class, parse_condition
+from .screens import profile, score, training_cells
 
 # %% ../nbs/31_perturbation_models.ipynb #ff95f50f
 def no_change(train: ad.AnnData, conditions: Sequence[str]) -> pd.DataFrame:
@@ -240,3 +243,45 @@ def predict_with(name: str, train: ad.AnnData, asked: Sequence[str], **options) 
     "Predictions of one of `MODELS`; options that it does not take are left out."
     given = {k: options[k] for k in MODELS[name].options if k in options}
     return MODELS[name].predict(train, asked, **given)
+
+# %% ../nbs/31_perturbation_models.ipynb #f3bddfd8
+def score_split(
+    predict: Callable, # of training cells and perturbations
+    data: ad.AnnData, # of `prepare_screen`
+    split: pd.DataFrame, # of `split_perturbations`
+) -> tuple[pd.DataFrame, dict]: # predictions of the test perturbations; their `mean_by_class`
+    "A model trained on one part of a screen and scored on the other."
+    test, truth = list(split.index[split.part == "test"]), profile(data)
+    singles = [c for c in truth.mean.index if "+" not in c]
+    asked = list(dict.fromkeys([*test, *singles]))
+    predicted = predict(training_cells(data, split), asked)
+    return predicted.loc[test], mean_by_class(score(predicted.loc[test], truth, predicted), split.unseen)
+
+# %% ../nbs/31_perturbation_models.ipynb #54b69943
+def plot_classes(runs: dict) -> Figure: # method: (seeds, classes), columns end in the class
+    "Means over seeds as bars, one standard deviation as lines."
+    mean = pd.DataFrame({method: found.mean() for method, found in runs.items()})
+    sd = pd.DataFrame({method: found.std() for method, found in runs.items()}).fillna(0)
+    fig = Figure(figsize=(1.5 + 2.2 * len(mean), 3.2), layout="constrained")
+    ax = mean.plot.bar(ax=fig.subplots(), yerr=sd, rot=0, width=0.8, error_kw={"lw": 0.8},
+        color=["0.8", *OKABE_ITO, "0.6", "0.4"])
+    ax.set(xticklabels=[c.split()[-1] for c in mean.index], xlabel="unseen genes",
+        ylabel="corr(Δ), DE genes")
+    ax.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return fig
+
+
+def plot_changes(
+    predicted: pd.DataFrame, # (perturbations, genes) mean log expression
+    truth: Profiles, # of `profile`
+    titles: dict, # perturbation: what stands above its panel
+) -> Figure:
+    "Predicted against true change of each gene; the most changed genes are blue."
+    fig = Figure(figsize=(4 * len(titles), 3.6), layout="constrained")
+    axes = fig.subplots(1, len(titles), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, (c, title) in zip(axes, titles.items(), strict=True):
+        x, y = truth.change.loc[c], predicted.loc[c] - truth.control
+        ax.axline((0, 0), slope=1, color="0.8", lw=1)
+        ax.scatter(x, y, s=12, lw=0, c=["#0072B2" if g in truth.top[c] else "0.6" for g in x.index])
+        ax.set(title=title, xlabel="true change", ylabel="predicted change")
+    return fig

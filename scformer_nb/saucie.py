@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['WIDTHS', 'hidden_layer', 'Autoencoder', 'gaussian_kernel', 'mmd', 'standardise', 'batch_loss',
            'information_dimension', 'intracluster_distance', 'cluster_loss', 'dense_rows', 'fit_autoencoder',
-           'all_layers', 'remove_batches', 'unit_variance', 'saucie']
+           'all_layers', 'remove_batches', 'unit_variance', 'saucie', 'species_methods', 'method_settings']
 
 # %% ../nbs/45_saucie.ipynb #f481b683
+import inspect
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,10 +19,17 @@ import torch
 from anndata import AnnData
 from torch import nn
 
+from .alignment import align, align_by_pairs
 from .baselines import batch_names
+from .cross_species import SPECIES_SMALL, CrossSpecies, by_species, prepare_species
+from .cross_species import shared_components, shared_genes
+from .data import preprocess
+from .scformer import ScFormer
+from .training import DEFAULT
 
 # %% ../nbs/45_saucie.ipynb #df3df6d5
-def hidden_layer(n: int, m: int) -> tuple: # a linear layer and its activation
+def hidden_layer(n: int, m: int) -> tuple: # modules
+    "A linear layer from n to m units, and its activation."
     return nn.Linear(n, m), nn.LeakyReLU(0.2)
 
 # %% ../nbs/45_saucie.ipynb #dd69e24b
@@ -163,3 +173,57 @@ def saucie(
         model = Autoencoder(X.shape[1], nn.ReLU())
         fit_autoencoder(model, cluster_loss, X, [np.arange(X.shape[0])], steps, rng)
     return all_layers(model, X)[0]
+
+# %% ../nbs/45_saucie.ipynb #93015738
+def species_methods(
+    species: dict, # two: AnnData with raw counts
+    seed: int, # of every method
+    epochs: int, # of CrossSpecies
+    epochs_scformer: int, # of scFormer
+    steps: int, # of SAUCIE
+) -> dict: # (method, option): function that returns species: (cells, dims)
+    "The embeddings of two species to compare, none of them computed yet."
+    (a, b), joint = species, shared_genes(species)
+
+    def alone(embed):
+        return lambda: {s: embed(x) for s, x in species.items()}
+
+    def scformer(x):
+        return ScFormer(x, n_hvg=600, seed=seed).fit(epochs_scformer, progress=False).embed_cells(x)
+
+    @cache
+    def shared():
+        return CrossSpecies(species, seed=seed).fit(epochs, progress=False).embed()
+
+    def aligned():
+        Z = shared()
+        return {a: align(Z[a], Z[b], seed=seed).transform(Z[a]), b: Z[b]}
+
+    def joint_saucie():
+        Z = saucie(preprocess(joint, batch_key="species"), "species", seed, steps)
+        return by_species(Z, joint)
+
+    own = {"PCA": alone(lambda x: prepare_species(x, n_components=50).scores),
+        "SAUCIE": alone(lambda x: saucie(preprocess(x), seed=seed, steps=steps)),
+        "scFormer": alone(scformer), "CrossSpecies": shared, "CrossSpecies, aligned": aligned,
+        "Gromov-Wasserstein": shared}
+    orthologs = {"PCA": lambda: shared_components(joint, 50), "SAUCIE": joint_saucie,
+        "CrossSpecies": lambda: align_by_pairs(shared(), shared_components(joint, 20))}
+    found = {(method, "own genes"): embed for method, embed in own.items()}
+    pairs = {(method, "orthologs"): embed for method, embed in orthologs.items()}
+    return found | (pairs if joint is not None else {})
+
+# %% ../nbs/45_saucie.ipynb #5e9b7b00
+def method_settings(epochs: int, epochs_scformer: int, steps: int) -> dict: # method: for a Ledger
+    "What decides a result of `species_methods` beside the data."
+    def recorded(options):
+        names = {"pca_init": "warm_start", "init": "start", "d_ff": "hidden"}
+        return {names.get(name, name): value for name, value in options.items()}
+
+    options = {name: p.default for name, p in inspect.signature(align).parameters.items()
+        if name not in ("source", "target", "seed")}
+    network = {"epochs": epochs, "preset": recorded(asdict(SPECIES_SMALL))}
+    return {"PCA": {}, "SAUCIE": {"steps": steps},
+        "scFormer": {"epochs": epochs_scformer, "recipe": asdict(DEFAULT)},
+        "CrossSpecies": network, "Gromov-Wasserstein": network,
+        "CrossSpecies, aligned": network | {"align": recorded(options)}}

@@ -6,13 +6,15 @@
 __all__ = ['CONTROL_NAMES', 'MISSING_NAMES', 'is_control', 'parse_condition', 'canonical', 'genes_of', 'read_conditions',
            'list_names', 'check_gene_sets', 'prepare_screen', 'mark_genes', 'Profiles', 'averaging_matrix', 'profile',
            'pearson', 'perturbation_metrics', 'nonadditive_part', 'score', 'check_split', 'class_of',
-           'split_perturbations', 'training_cells', 'sample_cells', 'score_halves', 'mean_by_class']
+           'split_perturbations', 'training_cells', 'sample_cells', 'score_halves', 'mean_by_class', 'read_screen',
+           'screen_settings']
 
 # %% ../nbs/30_screens.ipynb #cf137296
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -20,7 +22,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .data import preprocess
+from .datasets import fetch, load
 from .io import hint, nearest_name
+from .ledger import digest
+from .simulate import simulate_perturbations
+from .tokens import read_gmt
 
 # %% ../nbs/30_screens.ipynb #5a2aecfc
 CONTROL_NAMES = frozenset("""
@@ -385,3 +391,34 @@ def mean_by_class(scores: pd.DataFrame, unseen: pd.Series) -> dict[str, float]: 
     for u, row in scores.groupby(unseen.loc[scores.index]).mean().iterrows():
         out |= {f"{metric} {u}": value for metric, value in row.dropna().items()}
     return out
+
+# %% ../nbs/30_screens.ipynb #e85d1ea2
+def read_screen(
+    dataset: str, # "simulated", a name of the registry, or the path of an .h5ad
+    gene_sets: str = "", # registered file or path of a .gmt; empty: none
+    small: bool = False, # a few hundred cells
+    condition_key: str = "condition", # this and the others as `prepare_screen` takes them
+    batch_key: str | None = None,
+    layer: str | None = None,
+) -> tuple[ad.AnnData, dict]: # of `prepare_screen`; gene sets
+    "A screen and its gene sets. Raises ValueError for sets that do not know the perturbed genes."
+    if dataset == "simulated":
+        adata = simulate_perturbations(*(60, 8, 20, 30) if small else ())
+        sets = adata.uns["truth"]["programs"]
+    else:
+        adata, known = load(dataset), Path(gene_sets).is_file()
+        sets = read_gmt(gene_sets if known else fetch(gene_sets)) if gene_sets else {}
+    adata = sample_cells(adata, condition_key) if small else adata
+    data = prepare_screen(adata, condition_key, batch_key, layer)
+    if sets:
+        check_gene_sets(sets, sorted(genes_of(set(data.obs["condition"]))))
+    return data, sets
+
+
+def screen_settings(data: ad.AnnData, gene_sets: Mapping) -> dict: # of `read_screen`; for a Ledger
+    "What identifies the data of a run."
+    counts = data.layers["counts"]
+    members = {name: sorted(genes) for name, genes in gene_sets.items()}
+    found = digest(counts, data.var_names, data.obs[["condition", "batch"]], members)
+    return {"cells": data.n_obs, "genes": data.n_vars, "counts": float(counts.sum()),
+        "gene_sets": len(gene_sets), "data": found}

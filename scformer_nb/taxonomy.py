@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOUSE_BRAIN', 'MOUSE_BRAIN_CELLS', 'PERIPHERY', 'BLOOD', 'TYPE_NAMES', 'simulated', 'cortex', 'pancreas', 'pbmc',
            'atlases', 'two_files', 'thin', 'read_species', 'level_accuracy', 'chance_accuracy', 'affinity_correlation',
-           'recovery_scores']
+           'recovery_scores', 'species_scores', 'count_types', 'species_settings']
 
 # %% ../nbs/44_taxonomy.ipynb #e8a3f7cd
 import warnings
@@ -22,10 +22,11 @@ from sklearn.metrics.cluster import contingency_matrix
 
 from .data import check_adata
 from .datasets import load
+from .ledger import digest
 from .simulate import simulate_species
 from .trees import Taxonomy, class_means, compare_trees, prune, read_tree, taxonomy
 from .trees import tree_distance
-from .wasserstein import affinity
+from .wasserstein import affinity, between_scores
 
 # %% ../nbs/44_taxonomy.ipynb #7d4965a7
 MOUSE_BRAIN: pd.DataFrame = read_tree({
@@ -249,3 +250,38 @@ def recovery_scores(
             A = affinity(embedding, labels, max_cells=100, normalise=normalise, progress=False)
             scores[f"r {normalise}"] = affinity_correlation(A, mine, n=99).r
     return scores
+
+# %% ../nbs/44_taxonomy.ipynb #4f9c1b05
+def species_scores(
+    embedding: dict, # species: (cells, dims)
+    species: dict, # of `read_species`
+    tree: pd.DataFrame | None, # of the leaves; None: no species is scored by itself
+    between: bool, # whether the species lie in one space
+) -> tuple[dict, dict]: # scores; arrays for figures
+    "All scores of an embedding of two species (section 5.4)."
+    types, leaf = ({s: x.obs[k].astype(object).to_numpy() for s, x in species.items()}
+        for k in ("type", "leaf"))
+    found = {s: recovery_scores(Z, leaf[s], tree) if tree is not None else {}
+        for s, Z in embedding.items()}
+    scores = {f"{s} {metric}": x for s, row in found.items() for metric, x in row.items()}
+    b = list(species)[-1]
+    means = class_means(embedding[b], leaf[b])
+    arrays = {"means": means.to_numpy(np.float32), "leaves": means.index.to_numpy(str)}
+    if between:
+        more, A = between_scores(embedding, types)
+        scores |= more
+        arrays |= {"affinity": A.to_numpy(np.float32), "types": np.array([*A.index], str)}
+    return scores, arrays
+
+
+def count_types(species: dict, column: str = "type") -> pd.DataFrame: # types by species
+    "Cells of each type; NaN where a species has none."
+    return pd.DataFrame({s: x.obs[column].dropna().astype(str).value_counts()
+        for s, x in species.items()})
+
+
+def species_settings(species: dict, tree: pd.DataFrame | None) -> dict: # for a `Ledger`
+    "What identifies the cells, their types and their tree."
+    parts = [(x.X, x.var.reset_index(), x.obs[["type", "leaf"]]) for x in species.values()]
+    return {"data": digest(*parts[0], *parts[1]),
+        "tree": None if tree is None else digest(tree.reset_index())}

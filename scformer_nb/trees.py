@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_tree', 'prune', 'tree_distance', 'class_means', 'Taxonomy', 'taxonomy', 'reference_tree', 'plot_taxonomy',
-           'compare_trees']
+           'plot_taxonomies', 'compare_trees']
 
 # %% ../nbs/43_trees.ipynb #d25a8037
 import json
@@ -150,6 +150,15 @@ def plot_taxonomy(
         text.set_color(to_hex(palette(len(groups))[group]))
     ax.set_xticks([])
     ax.spines[:].set_visible(False)
+
+
+def plot_taxonomies(found: dict, tree: pd.DataFrame | None) -> Figure: # title: of `taxonomy`
+    "Dendrograms side by side."
+    height = 1 + .2 * max([len(t.types) for t in found.values()], default=0)
+    fig = Figure(figsize=(4.6 * max(1, len(found)), height), layout="constrained")
+    for i, (title, t) in enumerate(found.items(), 1):
+        plot_taxonomy(t, tree, fig.add_subplot(1, len(found), i, title=title))
+    return fig
 
 # %% ../nbs/43_trees.ipynb #010e9f73
 def _triplets(found: np.ndarray, truth: np.ndarray) -> float: # of distances; NaN: none is resolved
