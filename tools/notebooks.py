@@ -164,6 +164,7 @@ def check():
     if stale := out_of_sync():
         sys.exit(f"Out of sync: {', '.join(stale)}. Run nbdev_clean, nbdev_export and make readme, then look at the difference.")
     print(f"{len(pages())} notebooks are clean, package and README are in sync.")
+    style()
 
 
 def crowded():
