@@ -50,7 +50,8 @@ def scatter_groups(ax, xy: np.ndarray, groups: pd.Series, seed: int = 0) -> None
     order = np.random.default_rng(seed).permutation(len(xy))
     ax.scatter(*xy[order].T, c=colours[codes[order]], s=min(16, 3e4 / len(xy)), lw=0)
     labels = [f"{i}  {name}" if numbered else name for i, name in enumerate(names, 1)]
-    for label, colour in zip([*labels, *["none"] * (codes < 0).any()], colours, strict=False):
+    labels += ["none"] if (codes < 0).any() else []
+    for label, colour in zip(labels, colours, strict=False):
         ax.scatter([], [], color=colour, s=25, label=label)
     if numbered:
         number_groups(ax, xy, codes, len(names))
