@@ -50,13 +50,8 @@ def find_markers(
     return best.groupby("type").head(n)["type"]
 
 # %% ../nbs/15_gene_space.ipynb #2e8587ce
-def term_members(
-    genes: Collection[str], # names
-    sets: dict, # of `tokens.read_gmt`
-    least: int = 5, # genes of a term
-    most: int = 100, # genes of a term
-) -> np.ndarray: # (terms, genes) float32, 1: in the term
-    "Which of the genes are in which gene set."
+def term_members(genes: Collection[str], sets: dict, least: int = 5, most: int = 100) -> np.ndarray:
+    "(terms, genes) float32, 1: in a set of `tokens.read_gmt` that has least to most of the genes."
     genes = pd.Index(genes).str.upper()
     rows = [genes.isin([g.upper() for g in members]) for members in sets.values()]
     rows = [row for row in rows if least <= row.sum() <= most]
@@ -144,7 +139,7 @@ def svd_vectors(adata: AnnData, batch_key: str | None, n: int) -> pd.DataFrame: 
     bins = bin_values(adata.layers["counts"])
     return pd.DataFrame(gene_loadings(bins, codes, n), adata.var_names)
 
-
+# %% ../nbs/15_gene_space.ipynb #096dbb7f
 def pca_vectors(adata: AnnData) -> pd.DataFrame: # of `preprocess`; (genes, 50), index var_names
     "Loadings of the log-normalised values."
     data = sc.pp.pca(adata, n_comps=min(50, min(adata.shape) - 1), copy=True)
@@ -199,11 +194,8 @@ def marker_neighbours(
     return found.assign(**{"same type": right.mean(axis=1).groupby(markers).mean().round(2)})
 
 # %% ../nbs/15_gene_space.ipynb #54471374
-def plot_genes(
-    embeddings: dict, # title: (genes, dims), indexed by gene
-    markers: pd.Series, # of `find_markers`
-) -> Figure: # a panel per embedding
-    "UMAPs of genes, the markers of each type coloured."
+def plot_genes(embeddings: dict, markers: pd.Series) -> Figure: # title: (genes, dims) by gene
+    "UMAPs of genes, a panel per embedding, the markers of each type coloured."
     fig, axes = panel_grid(len(embeddings), len(embeddings), 5, 4.4)
     for ax, (title, E) in zip(axes, embeddings.items(), strict=True):
         xy = umap(unit_vectors(E), min(15, len(E) - 1))

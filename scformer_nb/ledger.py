@@ -9,12 +9,10 @@ __all__ = ['KEY', 'TYPES', 'METRICS', 'CARD', 'NOT_SHOWN', 'plain', 'canonical',
 # %% ../nbs/11_ledger.ipynb #5486a56a
 import hashlib
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Collection
 from functools import cache, partial
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -22,14 +20,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from fastcore.basics import patch
 
-from . import __version__
+from .model_files import package_versions
 from .score_card import score_card
 from .training import Recipe
 
 # %% ../nbs/11_ledger.ipynb #7bb67190
 KEY = ["experiment", "dataset", "method", "option", "seed"]
-
 
 def plain(value: dict) -> dict:
     "A dict after a trip through JSON: numpy's numbers are Python's, NaN and infinity None."
@@ -62,7 +60,6 @@ def append_line(path: Path, line: dict) -> None: # a .jsonl file, a finished run
 TYPES = dict.fromkeys(KEY[:4], str) | {
     "seed": int, "settings": dict, "metrics": dict, "seconds": (int, float), "versions": dict}
 
-
 def read_line(text: bytes) -> dict:
     "One finished run, its settings in today's words. Raises ValueError for anything else."
     line = json.loads(text, parse_constant=lambda _: None)
@@ -88,19 +85,15 @@ def read_lines(path: Path) -> list: # of dict, the newest of each key and settin
     if skipped:
         shown = ", ".join(map(str, skipped[:10])) + ", ..." * (len(skipped) > 10)
         warnings.warn(f"{path}: {len(skipped)} lines are cut off or no finished runs and are "
-            f"skipped: line {shown}", UserWarning, stacklevel=3)
+            f"skipped: line {shown}", stacklevel=3)
     return list(runs.values())
 
 # %% ../nbs/11_ledger.ipynb #9ddf84ad
-def name_changes(old: dict, new: dict) -> str: # "n_hvg: 1200 -> 2000"
+def name_changes(old: dict, new: dict) -> str: # "recipe.lr: 0.001 -> 0.0001"
     "What differs between two settings, field by field where they are dicts."
-    changed = []
-    for name in sorted({*old, *new}):
-        a, b = old.get(name), new.get(name)
-        if a != b:
-            dicts = isinstance(a, dict) and isinstance(b, dict)
-            changed.append(f"{name} ({name_changes(a, b)})" if dicts else f"{name}: {a} -> {b}")
-    return ", ".join(changed)
+    old, new = (pd.json_normalize([x]).to_dict("records")[0] for x in (old, new))
+    changed = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in changed)
 
 # %% ../nbs/11_ledger.ipynb #94ed18a1
 class Ledger:
@@ -108,60 +101,64 @@ class Ledger:
     def __init__(self, path: str | Path): # its name without .jsonl is the experiment's
         self.path, self.used = Path(path), []
 
-    def get_or_run(self,
-        dataset: str, # e.g. "kang_pbmc"
-        method: str, # e.g. "scFormer"
-        option: str, # variant of the method, e.g. "full"
-        seed: int, # of the run
-        settings: dict, # all else that decides the result
-        fn: Callable[[], dict], # computes the metrics, called only if there is no such line
-    ) -> dict: # the line: key, settings, metrics, seconds, versions
-        "The finished line of this run; computed and written first if there is none."
-        key = plain(dict(zip(KEY, (self.path.stem, dataset, method, option, seed), strict=True)))
-        settings = canonical(plain(settings))
-        same = [x for x in read_lines(self.path) if all(x[k] == key[k] for k in KEY)]
-        done = [x for x in same if x["settings"] == settings]
-        if same and not done:
-            what = name_changes(same[-1]["settings"], settings)
-            warnings.warn(f"{list(key.values())} is finished only with other settings ({what}): "
-                "run anew", UserWarning, stacklevel=2)
-        line = done[0] if done else self.compute(key | {"settings": settings}, fn)
-        self.used.append(line)
-        return line
-
     def compute(self, run: dict, fn: Callable[[], dict]) -> dict: # key and settings; the line
         "Compute and write a run."
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.open("ab").close()
         start, metrics = time.perf_counter(), plain(fn())
         seconds = round(time.perf_counter() - start, 3)
-        versions = {"scformer_nb": __version__, "python": sys.version.split()[0]}
-        versions |= {name: version(name) for name in ("torch", "scanpy", "scib")}
+        versions = package_versions(("torch", "scanpy", "scib"))
         line = run | {"metrics": metrics, "seconds": seconds, "versions": versions}
         append_line(self.path, line)
         return line
 
-    def table(self) -> pd.DataFrame: # key, settings as text, seconds, metrics
-        "A row per run."
-        columns, lines = [*KEY, "settings", "seconds"], read_lines(self.path)
-        rows = [{name: line[name] for name in columns} | line["metrics"] for line in lines]
-        table = pd.DataFrame(rows, columns=None if rows else columns)
-        return table.assign(settings=[json.dumps(s, sort_keys=True) for s in table["settings"]])
+# %% ../nbs/11_ledger.ipynb #5ba1e394
+@patch
+def get_or_run(self: Ledger,
+    dataset: str, # e.g. "kang_pbmc"
+    method: str, # e.g. "scFormer"
+    option: str, # variant of the method, e.g. "full"
+    seed: int, # of the run
+    settings: dict, # all else that decides the result
+    fn: Callable[[], dict], # computes the metrics, called only if there is no such line
+) -> dict: # the line: key, settings, metrics, seconds, versions
+    "The finished line of this run; computed and written first if there is none."
+    key = plain(dict(zip(KEY, (self.path.stem, dataset, method, option, seed), strict=True)))
+    settings = canonical(plain(settings))
+    same = [x for x in read_lines(self.path) if all(x[k] == key[k] for k in KEY)]
+    done = [x for x in same if x["settings"] == settings]
+    if same and not done:
+        what = name_changes(same[-1]["settings"], settings)
+        warnings.warn(f"{list(key.values())} is finished only with other settings ({what}): "
+                      "run anew", stacklevel=2)
+    line = done[0] if done else self.compute(key | {"settings": settings}, fn)
+    self.used.append(line)
+    return line
 
-    def summary(self) -> pd.DataFrame: # mean and `_sd` of each number; n_seeds
-        "Mean and standard deviation (n - 1) over seeds, by dataset, method, option, settings."
-        runs = self.table().drop(columns=["experiment", "seed"])
-        runs = runs.groupby(["dataset", "method", "option", "settings"], sort=False)
-        mean, sd = runs.mean(numeric_only=True), runs.std(numeric_only=True)
-        both = pd.concat([mean, sd.add_suffix("_sd")], axis=1)
-        both = both[[name + end for name in mean for end in ("", "_sd")]]
-        return both.assign(n_seeds=runs.size()).reset_index()
+# %% ../nbs/11_ledger.ipynb #fcb3442d
+@patch
+def table(self: Ledger) -> pd.DataFrame: # key, settings as text, seconds, metrics
+    "A row per run."
+    columns, lines = [*KEY, "settings", "seconds"], read_lines(self.path)
+    rows = [{name: line[name] for name in columns} | line["metrics"] for line in lines]
+    table = pd.DataFrame(rows, columns=None if rows else columns)
+    return table.assign(settings=[json.dumps(s, sort_keys=True) for s in table["settings"]])
+
+# %% ../nbs/11_ledger.ipynb #6c8f1c57
+@patch
+def summary(self: Ledger) -> pd.DataFrame: # mean and `_sd` of each number; n_seeds
+    "Mean and standard deviation (n - 1) over seeds, by dataset, method, option, settings."
+    runs = self.table().drop(columns=["experiment", "seed"])
+    runs = runs.groupby(["dataset", "method", "option", "settings"], sort=False)
+    mean, sd = runs.mean(numeric_only=True), runs.std(numeric_only=True)
+    both = pd.concat([mean, sd.add_suffix("_sd")], axis=1)
+    both = both[[name + end for name in mean for end in ("", "_sd")]]
+    return both.assign(n_seeds=runs.size()).reset_index()
 
 # %% ../nbs/11_ledger.ipynb #9bf0797d
-def digest(
-    *parts, # sparse or dense matrices, tables, columns, dicts, text: what a result depends on
-) -> str: # 16 hexadecimal digits
-    "The same for equal parts of any number type, on every machine; for the settings of a `Ledger`."
+def digest(*parts) -> str: # 16 hexadecimal digits
+    """Of matrices, tables, columns, dicts, text: the same for equal parts of any number type, on
+    every machine; for the settings of a `Ledger`."""
     h = hashlib.sha256()
     for x in parts:
         if sp.issparse(x) or isinstance(x, np.ndarray):
@@ -190,7 +187,6 @@ METRICS = ["AvgBIO", "NMI", "ARI", "ASW_cell", "AvgBATCH", "ASW_batch", "ASW_bat
 CARD = ["Overall_no_ASW", "NMI_ARI", "kNN_accuracy", "kNN_across", "isolated_F1", "CiLISI", "kBET",
     "iLISI", "BRAS", "batch_mixing", "PCR_batch", "depth_R2", "participation_ratio"]
 NOT_SHOWN = {"resolution", "NMI_ARI_sd", "confounding", *CARD} # unless asked for
-
 
 def results_table(
     metrics: dict, # method: dict of metrics, or DataFrame with a row of metrics per seed

@@ -255,7 +255,8 @@ def score_split(
     singles = [c for c in truth.mean.index if "+" not in c]
     asked = list(dict.fromkeys([*test, *singles]))
     predicted = predict(training_cells(data, split), asked)
-    return predicted.loc[test], mean_by_class(score(predicted.loc[test], truth, predicted), split.unseen)
+    scores = score(predicted.loc[test], truth, predicted)
+    return predicted.loc[test], mean_by_class(scores, split.unseen)
 
 # %% ../nbs/31_perturbation_models.ipynb #54b69943
 def plot_classes(runs: dict) -> Figure: # method: (seeds, classes), columns end in the class

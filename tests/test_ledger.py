@@ -198,7 +198,7 @@ def test_another_value_of_a_field_is_another_run(tmp_path, tomorrow, other):
     settings = grown(line["settings"])
     settings["recipe"] = settings["recipe"] | other
     name = next(iter(other))
-    with pytest.warns(UserWarning, match=rf"other settings \(recipe \({name}: .* -> {other[name]}\)\): run anew"):
+    with pytest.warns(UserWarning, match=rf"other settings \(recipe.{name}: .* -> {other[name]}\): run anew"):
         assert ask(copy, line, settings, lambda: {"AvgBIO": 0.0})["metrics"] == {"AvgBIO": 0.0}
     assert len(copy.path.read_bytes()) > len(path.read_bytes())
     with warnings.catch_warnings():
