@@ -95,7 +95,7 @@ $(VENV)/.docs: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.baselines: $(VENV)/.core
-	$(SAY) installing Harmony and scVI, some 2 minutes
+	$(SAY) installing Harmony, scVI and CONCORD, some 2 minutes
 	@$(PIP) -e '.[baselines]'
 	@touch $@
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'NewFolder', 'BatchKey', 'Layer', 'Seed', 'Resume', 'Epochs', 'AsJson', 'Given', 'Quick',
-           'Folder', 'LARGE', 'perturb', 'is_watched', 'say', 'explain', 'report_errors', 'datasets', 'write_h5ad',
-           'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
+           'Folder', 'LARGE', 'perturb', 'is_watched', 'say', 'explain', 'show_once', 'report_errors', 'datasets',
+           'file_image', 'write_h5ad', 'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run',
+           'compare_species', 'demo']
 
 # %% ../nbs/52_cli.ipynb #b5a57818
 import json
@@ -13,7 +14,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,11 +22,10 @@ from typing import Annotated, Literal
 import typer
 
 import scformer_nb as scf
-from .io import nearest_name, new_file, speaking_shell
+from .io import check_free, nearest_name, new_file, speaking_shell
 
 # %% ../nbs/52_cli.ipynb #4c2912a0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
 _CODES = ("Exit codes: 0 done, 1 the run failed, 2 the input is at fault, 130 stopped by Ctrl-C. "
     "Results are on stdout, all else on stderr.")
 
@@ -43,20 +43,16 @@ def is_watched() -> bool:
     "Whether somebody looks at stderr."
     return sys.stderr.isatty() and not os.environ.get("CI")
 
-def say(
-    text: str, # of any origin
-    err: bool = False, # on stderr, as one line
-) -> None:
-    "Print on stdout, with the characters that a terminal obeys written out."
+# %% ../nbs/52_cli.ipynb #b07a12e6
+def say(text: str, err: bool = False) -> None:
+    "Print on stdout, or in one line on stderr; what a terminal obeys is written out."
     text = " ".join(text.split()) if err else text
     if os.environ.get("LOCAL_RANK", "0") == "0":
         plain = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
         typer.echo("".join(plain), err=err)
 
 # %% ../nbs/52_cli.ipynb #80664e01
-def explain(
-    error: Exception, # of a command
-) -> tuple[str, int]: # a line, exit code
+def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     "What to tell who typed the command: 2 where the input is at fault, 1 where the run failed."
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     name, frame = type(error).__name__, [*traceback.walk_tb(error.__traceback__)][-1][0]
@@ -75,17 +71,22 @@ def explain(
     return f"{package} failed ({name}: {text}); with SCFORMER_DEBUG=1 set it shows where", 1
 
 # %% ../nbs/52_cli.ipynb #398372dc
-@contextmanager
-def report_errors() -> Iterator[None]:
-    "An error becomes a line and an exit code, a warning a line; a closed pipe and Ctrl-C pass."
+def show_once() -> Callable: # a `warnings.showwarning`
+    "A line for each warning that is not for developers, the first time."
     seen = set()
     def show(message, category, *args, **more):
         quiet = issubclass(category, DeprecationWarning | FutureWarning | ImportWarning)
         if not quiet and str(message) not in seen:
             say(f"warning: {message}", err=True)
         seen.add(str(message))
+    return show
+
+# %% ../nbs/52_cli.ipynb #5da0f73c
+@contextmanager
+def report_errors() -> Iterator[None]:
+    "An error becomes a line and an exit code, a warning a line; a closed pipe and Ctrl-C pass."
     with warnings.catch_warnings(), speaking_shell():
-        warnings.showwarning = show
+        warnings.showwarning = show_once()
         try:
             yield
         except (typer.Exit, BrokenPipeError):
@@ -106,12 +107,14 @@ def _argument(kind: object, text: str, name: str) -> object: # for a signature
     "An argument of a command"
     return Annotated[kind, typer.Argument(metavar=name, help=text)]
 
+# %% ../nbs/52_cli.ipynb #70a03723
 def _command(example: str, group: typer.Typer = app, name: str | None = None): # decorator
     "A command with an example, whose errors are reported"
     def register(function):
         return group.command(name, epilog=f"Example: scformer {example}")(report_errors()(function))
     return register
 
+# %% ../nbs/52_cli.ipynb #56cd078d
 _DATA = "An .h5ad with raw counts, or a name of `scformer datasets`."
 _FOLDER = "Folder for the report, out/PAGE if none; a run of the same page in it is continued."
 Data = _argument(str, _DATA, "DATA")
@@ -140,8 +143,7 @@ def _check_new_file(out: Path, *suffixes: str) -> None:
     "Raises ValueError for another suffix, FileExistsError, PermissionError"
     if out.suffix not in suffixes:
         raise ValueError(f"{out} must end in {' or '.join(suffixes)}")
-    if out.exists() or out.is_symlink():
-        raise FileExistsError(f"{out} is there already; name another file with -o, or remove it")
+    check_free(out)
     place = next(p for p in out.absolute().parents if p.exists())
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise PermissionError(f"cannot write to {place}; name another file with -o")
@@ -149,25 +151,27 @@ def _check_new_file(out: Path, *suffixes: str) -> None:
 # %% ../nbs/52_cli.ipynb #c43a5260
 LARGE = 2**30 # bytes of cells in memory from which on the file is not made in memory
 
-def write_h5ad(
-    adata, # AnnData
-    path: Path, # new file
-) -> None:
-    "Write an .h5ad whole or not at all. Raises FileExistsError, OSError where there is no space."
+def file_image(adata) -> bytes:
+    "What an .h5ad of an AnnData holds, made in memory."
     import h5py
     from anndata.io import write_elem
+    adata.strings_to_categoricals()
+    with h5py.File("image", "w", driver="core", backing_store=False) as memory:
+        write_elem(memory, "/", adata)
+        memory.flush()
+        return memory.id.get_file_image()
+
+# %% ../nbs/52_cli.ipynb #db748985
+def write_h5ad(adata, path: Path) -> None:
+    "Write an .h5ad whole or not at all. Raises FileExistsError, OSError where there is no space."
     size = adata.__sizeof__()
     with new_file(path) as file:
         if size < LARGE:
-            adata.strings_to_categoricals()
-            with h5py.File(file.name, "w", driver="core", backing_store=False) as memory:
-                write_elem(memory, "/", adata)
-                memory.flush()
-                file.write_bytes(memory.id.get_file_image())
-        else:
-            with open(file, "wb") as empty:
-                os.posix_fallocate(empty.fileno(), 0, size)
-            adata.write_h5ad(file)
+            file.write_bytes(file_image(adata))
+            return
+        with open(file, "wb") as empty:
+            os.posix_fallocate(empty.fileno(), 0, size)
+        adata.write_h5ad(file)
 
 # %% ../nbs/52_cli.ipynb #e20b3003
 @_command("fit my.h5ad --batch-key batch --epochs 15 -o run")
@@ -204,6 +208,18 @@ def embed(
     write_h5ad(adata, out)
     say(str(out))
 
+# %% ../nbs/52_cli.ipynb #c8cd8265
+def _library_size(adata): # AnnData; (cells,), None where nothing says it
+    "Counts per cell, of obs['library_size'] or of the counts in X"
+    if "library_size" in adata.obs:
+        return adata.obs["library_size"].to_numpy()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return scf.data.library_size(scf.data.check_adata(adata))
+    except ValueError:
+        warnings.warn("X holds no raw counts and obs no library_size: depth_R2 is left out",
+            stacklevel=2)
+
 # %% ../nbs/52_cli.ipynb #43f2aa11
 @_command("evaluate new_embedded.h5ad --label-key cell_type --batch-key batch")
 def evaluate(
@@ -211,9 +227,10 @@ def evaluate(
     label_key: _option(str | None, "Column of obs with the cell type; none: batches only.") = None,
     batch_key: BatchKey = None,
     basis: _option(str, "The embedding in obsm.") = "X_scformer",
+    controls: _option(bool, "Beside a floor and a ceiling: the cells shuffled.") = False,
     as_json: AsJson = False,
 ):
-    "Score an embedding: cell types kept apart (AvgBIO), batches mixed (AvgBATCH)."
+    "The score card of an embedding: types kept apart, batches mixed, free of depth."
     from pandas import Series
     adata = scf.load(data)
     if basis not in adata.obsm:
@@ -221,15 +238,24 @@ def evaluate(
         raise ValueError(f"obsm has no embedding {basis!r}{near}; say --basis NAME")
     if not (label_key or batch_key):
         raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
-    scores = Series(scf.metrics.evaluate(adata.obsm[basis], adata.obs, label_key, batch_key))
+    if controls and not label_key:
+        raise ValueError("--controls shuffles cells within types: say --label-key NAME")
+    card = scf.score_card.card_with_controls if controls else scf.score_card.score_card
+    scores = card(adata.obsm[basis], adata.obs, label_key, batch_key=batch_key,
+        library_size=_library_size(adata))
+    scores = scores if controls else Series(scores)
+    for text in scf.score_card.advice(scores["embedding"] if controls else scores):
+        warnings.warn(text, stacklevel=2)
     text = scores.to_string(float_format="{:.3f}".format)
     say(scores.to_json(indent=1, double_precision=15) if as_json else text)
 
 # %% ../nbs/52_cli.ipynb #3fe164af
 perturb = typer.Typer(no_args_is_help=True,
     help="Learn from a perturbation screen, and predict combinations that it does not have.")
+
 app.add_typer(perturb, name="perturb")
 
+# %% ../nbs/52_cli.ipynb #2bbcf006
 @_command("perturb fit screen.h5ad --direction up --epochs 3 -o run", perturb, "fit")
 def perturb_fit(
     data: Data, out: NewFolder,

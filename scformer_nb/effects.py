@@ -12,6 +12,7 @@ from itertools import product
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from fastcore.basics import patch
 
@@ -71,28 +72,21 @@ def _likelihood(m: EffectModel, variance: np.ndarray, weights: tuple, grid: np.n
     return float(fit.max(0).sum()), grid[fit.argmax(0)]
 
 # %% ../nbs/32_effects.ipynb #2070a64c
-def _own_changes(p: Profiles, targets: list[str]) -> np.ndarray: # (perturbations, targets)
+def _own_changes(p: Profiles, targets: list[str]) -> pd.DataFrame: # (perturbations, targets)
     "Change of a perturbed gene's own expression beyond what other perturbations do to it, or NaN"
     touched = mark_genes(list(p.mean.index), targets).toarray() > 0
-    out = np.full(touched.shape, np.nan)
-    for j, gene in enumerate(targets):
-        here = touched[:, j]
-        if here.any() and gene in p.change.columns:
-            y = p.change[gene].to_numpy()
-            out[here, j] = y[here] - (y[~here].mean() if (~here).any() else 0)
-    return out
+    change = p.change.reindex(columns=targets)
+    return (change - change.mask(touched).mean().fillna(0)).where(touched)
 
 # %% ../nbs/32_effects.ipynb #3f078c49
 def _components(p: Profiles, targets: list[str]) -> dict: # fields of EffectModel
     "Changes without own changes, in their principal components"
     own, column = _own_changes(p, targets), p.control.index.get_indexer(targets)
-    rest = p.change.to_numpy().copy()
-    for i, j in zip(*np.nonzero(~np.isnan(own)), strict=True):
-        rest[i, column[j]] -= own[i, j]
+    rest = (p.change - own.reindex(columns=p.change.columns).fillna(0)).to_numpy()
     components = np.linalg.svd(rest, full_matrices=False)[2][:30]
     level = np.where(column >= 0, p.control.to_numpy()[column], 0)
-    scores = rest @ components.T
-    return dict(own=own, column=column, level=level, components=components, scores=scores)
+    return dict(own=own.to_numpy(), column=column, level=level, components=components,
+        scores=rest @ components.T)
 
 # %% ../nbs/32_effects.ipynb #da6643df
 def fit_effects(

@@ -20,22 +20,15 @@ from .metrics import check_embedding
 from .scformer import ScFormer
 
 # %% ../nbs/14_mapping.ipynb #e62a7161
-def nearest_cells(
-    reference: np.ndarray, # (cells, dims)
-    query: np.ndarray, # (query cells, dims)
-    k: int, # neighbours
-) -> tuple[np.ndarray, np.ndarray]: # (query cells, k) Euclidean distances, rows of the reference
-    "The exact nearest reference cells of each query cell, the nearest first."
+def nearest_cells(reference: np.ndarray, query: np.ndarray, k: int) -> tuple: # distances, rows
+    "(query cells, k): the exact nearest reference cells by Euclidean distance, the nearest first."
     index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(np.float64(reference))
     return index.kneighbors(np.float64(query))
 
 # %% ../nbs/14_mapping.ipynb #8e4b433d
-def held_out_neighbours(
-    embedding: np.ndarray, # (cells, dims) the reference
-    batches: np.ndarray | None, # (cells,) batch of each cell; None: one batch
-    k: int, # neighbours
-) -> tuple[np.ndarray, np.ndarray]: # (cells, k) distances, rows
-    "Nearest neighbours of each reference cell in the other batches; with one batch, of all others."
+def held_out_neighbours(embedding: np.ndarray, batches: np.ndarray | None, k: int) -> tuple:
+    """(cells, k) distances, rows: nearest neighbours of each reference cell in the other batches;
+    with one batch, or None, of all others."""
     n = len(embedding)
     if batches is None or len(set(batches)) == 1:
         d, i = nearest_cells(embedding, embedding, k + 1)
@@ -74,10 +67,9 @@ def label_thresholds(
 ) -> np.ndarray: # (labels,) confidence below which a cell is unknown
     "The `alpha` quantile of each label's confidence; labels below 1 / alpha cells share one."
     thresholds = np.full(n_labels, np.quantile(confidence[right], alpha))
-    for label in range(n_labels):
-        own = confidence[right & (codes == label)]
+    for label, own in pd.Series(confidence[right]).groupby(codes[right]):
         if len(own) >= 1 / alpha:
-            thresholds[label] = np.quantile(own, alpha)
+            thresholds[label] = own.quantile(alpha)
     return thresholds
 
 # %% ../nbs/14_mapping.ipynb #d3fe3635
@@ -113,34 +105,41 @@ class Reference:
         self.embedding, self.k = np.asarray(embedding), int(k)
         self.model = None # `build_reference` sets it
         _check_reference(self.embedding, self.labels, batches, k, alpha)
-        distances, rows = held_out_neighbours(self.embedding, batches, k)
-        self.usual = distances.mean(1)
-        best, confidence = self._vote(distances, rows)
-        right = best == labels.codes
-        if not right.any():
-            raise ValueError("no held-out cell gets its own label: labels and embedding do not fit")
-        self.held_out = pd.DataFrame({"label": self.labels.categories[best],
-                                      "confidence": confidence, "truth": self.labels})
-        n_labels = len(labels.categories)
-        self.thresholds = label_thresholds(confidence, right, labels.codes, n_labels, alpha)
-
-    def _vote(self, distances: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "(query cells,) number of the label with most votes, and its share"
-        n_labels = len(self.labels.categories)
-        votes = count_votes(distances, rows, self.usual, self.labels.codes, n_labels)
-        return votes.argmax(1), votes.max(1)
+        self._learn(batches, alpha)
 
     def __repr__(self):
         right = (self.held_out["label"] == self.held_out["truth"].astype(str)).mean()
         return (f"Reference: {len(self.labels):,} cells, {len(self.labels.categories)} labels, "
                 f"{right:.0%} of held-out cells get their own")
 
+# %% ../nbs/14_mapping.ipynb #b63b0af0
+@patch
+def _vote(self: Reference, distances: np.ndarray, rows: np.ndarray) -> tuple:
+    "(query cells,) number of the label with most votes, and its share"
+    n_labels = len(self.labels.categories)
+    votes = count_votes(distances, rows, self.usual, self.labels.codes, n_labels)
+    return votes.argmax(1), votes.max(1)
+
+# %% ../nbs/14_mapping.ipynb #950fb501
+@patch
+def _learn(self: Reference, batches: np.ndarray | None, alpha: float) -> None:
+    "Usual distances, and the thresholds of held-out cells. Raises ValueError where none is right."
+    distances, rows = held_out_neighbours(self.embedding, batches, self.k)
+    self.usual, codes = distances.mean(1), self.labels.codes
+    best, confidence = self._vote(distances, rows)
+    right = best == codes
+    if not right.any():
+        raise ValueError("no held-out cell gets its own label: labels and embedding do not fit")
+    names = self.labels.categories
+    self.held_out = pd.DataFrame({"label": names[best], "confidence": confidence,
+                                  "truth": self.labels})
+    self.thresholds = label_thresholds(confidence, right, codes, len(names), alpha)
+
 # %% ../nbs/14_mapping.ipynb #7db107aa
 @patch
-def transfer(self: Reference,
-    embedding: np.ndarray, # (query cells, dims) of the same model
-) -> pd.DataFrame: # (query cells) label, with "unknown"; confidence in [0, 1]; nearest
-    "Label, confidence and the rule for unknown cells. Raises ValueError for another size."
+def transfer(self: Reference, embedding: np.ndarray) -> pd.DataFrame: # a row a query cell
+    """Label, with "unknown", confidence in [0, 1], and nearest, by (query cells, dims) of the same
+    model. Raises ValueError for another size."""
     embedding, names = np.asarray(embedding), [*self.labels.categories, "unknown"]
     check_embedding(embedding, len(embedding))
     n_dims, expected = embedding.shape[1], self.embedding.shape[1]
@@ -179,7 +178,7 @@ def transform(self: Reference,
     unseen_batch: str = "error", # see `ScFormer.embed_cells`
     layer: str | None = None, # see `ScFormer.embed_cells`
 ) -> pd.DataFrame: # (query cells) see `transfer`
-    "Write `scformer_label`, `scformer_confidence`, `X_scformer`. Raises ValueError without a model."
+    "Write scformer_label, scformer_confidence and X_scformer. Raises ValueError without a model."
     if self.model is None:
         raise ValueError("this reference was made from an embedding; use transfer, "
                          "or make it with build_reference")
@@ -190,6 +189,7 @@ def transform(self: Reference,
     adata.obs["scformer_confidence"] = table["confidence"].to_numpy()
     return table
 
+# %% ../nbs/14_mapping.ipynb #2d6822d5
 @patch
 def map(self: Reference, adata: AnnData, unseen_batch: str = "error") -> pd.DataFrame:
     "The old name of `transform`."

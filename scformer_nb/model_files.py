@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FACTS_FILE', 'WEIGHTS_FILE', 'WORDS', 'LOADERS', 'FLOATS', 'TYPES', 'package_versions', 'write_model',
-           'is_plain', 'misfits', 'damaged', 'model_file', 'open_weights', 'read_facts', 'check_format', 'read_recipe',
-           'check_sizes', 'mismatch', 'read_weights']
+           'is_plain', 'misfits', 'damaged', 'model_file', 'open_weights', 'read_facts', 'read_recipe', 'check_sizes',
+           'mismatch', 'read_weights']
 
 # %% ../nbs/A3_model_files.ipynb #592c2cf9
 import contextlib
@@ -29,11 +29,12 @@ from .io import hint, new_file, regular_file
 
 # %% ../nbs/A3_model_files.ipynb #0273c963
 FORMAT = 1 # version of the folder's layout
+
 FACTS_FILE, WEIGHTS_FILE = "model.json", "weights.safetensors"
 
-def package_versions() -> dict[str, str]: # package -> version
-    "The versions that a model is saved with."
-    found = {name: version(name) for name in ("torch", "anndata")}
+def package_versions(packages: tuple[str, ...] = ("torch", "anndata")) -> dict[str, str]:
+    "The versions that something is saved with: this package's, Python's and those of others."
+    found = {name: version(name) for name in packages}
     return {"scformer_nb": __version__, **found, "python": platform.python_version()}
 
 # %% ../nbs/A3_model_files.ipynb #867ac08b
@@ -44,16 +45,17 @@ def write_model(
     overwrite: bool = False, # replace a model in the folder
 ) -> None:
     "Write both files or none. Raises FileExistsError, and OSError where nothing can be written."
-    facts_file, weights_file = Path(folder, FACTS_FILE), Path(folder, WEIGHTS_FILE)
-    if not overwrite and (facts_file.exists() or weights_file.exists()):
+    files = [Path(folder, name) for name in (FACTS_FILE, WEIGHTS_FILE)]
+    if not overwrite and any(file.exists() for file in files):
         way_out = hint("say overwrite=True", "name another with -o")
         raise FileExistsError(f"{folder} holds a model; choose another folder or {way_out}")
     text = json.dumps(facts, indent=1).encode()
     tensors = {name: w.detach().contiguous().cpu() for name, w in weights.items()}
     data = safetensors.torch.save(tensors, {FACTS_FILE: hashlib.sha256(text).hexdigest()})
-    with new_file(facts_file, overwrite=True) as f, new_file(weights_file, overwrite=True) as w:
-        w.write_bytes(data)
-        f.write_bytes(text)
+    f, w = (new_file(file, overwrite=True) for file in files)
+    with f as facts_file, w as weights_file:
+        weights_file.write_bytes(data)
+        facts_file.write_bytes(text)
 
 # %% ../nbs/A3_model_files.ipynb #466e0876
 WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false",
@@ -67,12 +69,8 @@ def is_plain(value, kind: type) -> bool:
     return type(value) in kinds or (type(value) is int and float in kinds)
 
 # %% ../nbs/A3_model_files.ipynb #db7307da
-def misfits(
-    value, # of a JSON file
-    schema, # what it should be
-    name: str = FACTS_FILE, # where the value stands
-) -> Iterator[str]: # e.g. "model.json.seed is 'x', not a whole number"
-    "What in a JSON value is not as the schema wants it."
+def misfits(value, schema, name: str = FACTS_FILE) -> Iterator[str]:
+    "What in a JSON value is not as the schema wants it: 'model.json.seed is 'x', not text'."
     kind = type(schema) if isinstance(schema, (dict, list)) else schema
     if not is_plain(value, kind):
         words = " or ".join(WORDS[k] for k in get_args(kind) or (kind,))
@@ -81,7 +79,8 @@ def misfits(
         for number, item in enumerate(value):
             yield from misfits(item, schema[0], f"{name}[{number}]")
     elif isinstance(schema, dict):
-        for key, inner in (dict.fromkeys(value, schema[str]) if str in schema else schema).items():
+        keys = dict.fromkeys(value, schema[str]) if str in schema else schema
+        for key, inner in keys.items():
             if key in value:
                 yield from misfits(value[key], inner, f"{name}.{key}")
             else:
@@ -92,6 +91,7 @@ def damaged(folder: Path, why) -> ValueError:
     "The error for files that cannot be read."
     return ValueError(f"the model in {folder} is cut off or damaged ({why}); copy or save it again")
 
+# %% ../nbs/A3_model_files.ipynb #234d637a
 def model_file(folder: Path, name: str) -> Path:
     "One of the two files. Raises FileNotFoundError, and ValueError for what is no file."
     try:
@@ -110,7 +110,23 @@ def open_weights(folder: Path) -> Iterator[safetensors.safe_open]:
         raise damaged(folder, e) from e
 
 # %% ../nbs/A3_model_files.ipynb #c708d00b
-LOADERS = {None: "ScFormer.load", "perturbation": "PerturbationModel.load"} # of each kind of model
+def _read_json(folder: Path, text: bytes) -> dict:
+    "The facts, in the format of this version. Raises ValueError for anything else."
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError) as e: # of a number of 6,000 digits, of [[[[
+        raise damaged(folder, f"{FACTS_FILE}: {e}") from e
+    if wrong := next(misfits(facts, {"format": int}), None):
+        raise damaged(folder, wrong)
+    if facts["format"] != FORMAT:
+        made = facts.get("versions")
+        made = made.get("scformer_nb") if isinstance(made, dict) else "of another version"
+        raise ValueError(f"the model in {folder} has format {facts['format']}, this version reads "
+                         f"{FORMAT}; install scformer_nb {made}")
+    return facts
+
+# %% ../nbs/A3_model_files.ipynb #4cd2751c
+LOADERS = {None: "ScFormer.load", "perturbation": "PerturbationModel.load"} # of each kind
 
 def read_facts(
     folder: str | Path, # a saved model
@@ -120,13 +136,7 @@ def read_facts(
     "Read `model.json`. Raises FileNotFoundError, and ValueError for a damaged or another one."
     folder = Path(folder)
     text = model_file(folder, FACTS_FILE).read_bytes()
-    try:
-        facts = json.loads(text)
-    except RecursionError:
-        raise damaged(folder, f"{FACTS_FILE} is nested without end") from None
-    except ValueError as e: # a number of 6,000 digits is one as well
-        raise damaged(folder, f"{FACTS_FILE}: {e}") from e
-    check_format(folder, facts)
+    facts = _read_json(folder, text)
     with open_weights(folder) as file:
         if (file.metadata() or {}).get(FACTS_FILE) != hashlib.sha256(text).hexdigest():
             raise ValueError(f"{FACTS_FILE} and {WEIGHTS_FILE} in {folder} do not belong together; "
@@ -138,24 +148,9 @@ def read_facts(
         raise damaged(folder, wrong)
     return facts
 
-# %% ../nbs/A3_model_files.ipynb #4cd2751c
-def check_format(folder: Path, facts) -> None:
-    "Raises ValueError for what is no object, or has a layout that this version does not read."
-    if wrong := next(misfits(facts, {"format": int}), None):
-        raise damaged(folder, wrong)
-    if facts["format"] != FORMAT:
-        made = facts.get("versions")
-        made = made.get("scformer_nb") if isinstance(made, dict) else "of another version"
-        raise ValueError(f"the model in {folder} has format {facts['format']}, this version reads "
-                         f"{FORMAT}; install scformer_nb {made}")
-
 # %% ../nbs/A3_model_files.ipynb #05a97450
-def read_recipe(
-    folder: str | Path, # a saved model
-    kind: type, # a dataclass; its `from_dict`, if it has one, reads older versions
-    saved: dict, # values of its fields
-) -> object: # of this dataclass
-    "Make a recipe of what was saved. Raises ValueError for values that it cannot have."
+def read_recipe(folder: str | Path, kind: type, saved: dict) -> object:
+    "The dataclass `kind` of saved values. Raises ValueError for values that it cannot have."
     try:
         recipe = getattr(kind, "from_dict", lambda values: kind(**values))(saved)
     except (TypeError, ValueError) as e: # unknown names, values out of range
@@ -166,19 +161,16 @@ def read_recipe(
     return recipe
 
 # %% ../nbs/A3_model_files.ipynb #dce76dd3
-def check_sizes(
-    folder: str | Path, # a saved model
-    widths: dict[str, int], # sizes of tensors by name
-    depths: dict[str, int], # numbers of layers by name
-) -> None:
-    "Raises ValueError for sizes that the weights' file has no room for."
+def check_sizes(folder: str | Path, widths: dict[str, int], depths: dict[str, int]) -> None:
+    "Raises ValueError for sizes, or numbers of layers, that the weights' file has no room for."
     folder = Path(folder)
     with open_weights(folder) as file:
         most = dict.fromkeys(widths, (folder / WEIGHTS_FILE).stat().st_size)
         most |= dict.fromkeys(depths, len(file.keys()))
     for name, size in (widths | depths).items():
         if not 1 <= size <= most[name]:
-            raise damaged(folder, f"{name} is {reprlib.repr(size)}, which does not fit {WEIGHTS_FILE}")
+            size = reprlib.repr(size)
+            raise damaged(folder, f"{name} is {size}, which does not fit {WEIGHTS_FILE}")
 
 # %% ../nbs/A3_model_files.ipynb #618e89ec
 FLOATS = ("F32", "F64", "F16", "BF16")
@@ -205,8 +197,7 @@ def read_weights(
     may_be_nan: tuple[str, ...] = (), # tensors in which NaN has a meaning
 ) -> dict[str, torch.Tensor]: # tensors by name
     "Read the weights. Raises ValueError when they do not fit `expected` or are not finite."
-    folder = Path(folder)
-    with open_weights(folder) as file:
+    with open_weights(Path(folder)) as file:
         names = rename({name: name for name in file.keys()})
         if expected and (wrong := mismatch(file, expected, names)):
             raise ValueError(f"the two files in {folder} do not belong together: {wrong}; "
@@ -215,6 +206,6 @@ def read_weights(
     for name, w in weights.items():
         weights[name] = w = w.to(expected[name].dtype) if expected else w
         if name not in may_be_nan and not w.isfinite().all():
-            raise ValueError(
-                f"{name} in {folder} has NaN or infinite values; copy or train the model again")
+            raise ValueError(f"{name} in {folder} has NaN or infinite values; "
+                             "copy or train the model again")
     return weights

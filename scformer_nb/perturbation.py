@@ -48,13 +48,10 @@ def pool_cells(codes: np.ndarray, pool: int, rng: np.random.Generator) -> tuple:
     """Cut each perturbation, (cells,) codes, at random into groups of about `pool` cells.
 
     The group of each cell, and the (groups, cells) matrix that averages them."""
-    order = rng.permutation(len(codes))
-    order = order[np.argsort(codes[order], kind="stable")]
-    size = np.bincount(codes)
-    n_groups = np.maximum(size // pool, 1)
-    rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
-    group = np.empty(len(codes), np.int64)
-    group[order] = (np.cumsum(n_groups) - n_groups)[codes[order]] + rank % n_groups[codes[order]]
+    shuffled = pd.Series(codes).iloc[rng.permutation(len(codes))]
+    rank = shuffled.groupby(shuffled).cumcount().sort_index().to_numpy()
+    n_groups = np.maximum(np.bincount(codes) // pool, 1)
+    group = (np.cumsum(n_groups) - n_groups)[codes] + rank % n_groups[codes]
     return group, averaging_matrix(group, int(n_groups.sum()))
 
 # %% ../nbs/33_perturbation.ipynb #15fb8d10
@@ -69,12 +66,14 @@ def bin_centres(X: sp.csr_matrix, bins: sp.csr_matrix, n_bins: int = 51) -> np.n
 DIRECTIONS = {"down": 1, "up": 2} # external tokens; 0: not perturbed
 SPECIALS = ("<pad>", "<cls>", "<unknown>") # special tokens
 
+# %% ../nbs/33_perturbation.ipynb #e359b01c
 class Query(NamedTuple):
     "A perturbation as the network is asked for it."
     expected: np.ndarray # (genes,) change that the linear model expects
     perturbed: np.ndarray # (2,) gene numbers in the vocabulary, -1: none
     effects: np.ndarray # (2, features) effect of each gene, and whether training touches it
 
+# %% ../nbs/33_perturbation.ipynb #71dd6f2e
 @dataclass
 class PairBatch(TokenBatch):
     "A mini-batch of control cells, the perturbed genes after <cls>."
@@ -153,11 +152,17 @@ PERTURBATION_PAPER = PerturbationRecipe(linear_init=False, head="genes", loss="c
 # %% ../nbs/33_perturbation.ipynb #44d3d367
 FIRST_NAMES = {"linear_init": "start", "d_ff": "hidden", "svd_init": "warm_start"}
 
+# %% ../nbs/33_perturbation.ipynb #8ebe1954
 @patch(cls_method=True)
 def from_dict(cls: PerturbationRecipe, saved: dict) -> PerturbationRecipe:
     "The recipe of a saved model, of this version or an older one."
     today = {old: name for name, old in FIRST_NAMES.items()}
     return cls(**{today.get(name, name): value for name, value in saved.items()})
+
+@patch
+def to_dict(self: PerturbationRecipe) -> dict: # for a `Ledger`
+    "Fields by their first names."
+    return {FIRST_NAMES.get(name, name): value for name, value in asdict(self).items()}
 
 # %% ../nbs/33_perturbation.ipynb #3db02a71
 class PerturbedEncoder(Encoder):
@@ -176,14 +181,8 @@ class PerturbedEncoder(Encoder):
 # %% ../nbs/33_perturbation.ipynb #9576cd34
 class PerturbationNetwork(nn.Module):
     "Encoder and decoder: pairs in, one or `n_bins` outputs for each target gene out."
-    def __init__(self,
-        recipe: PerturbationRecipe, # sizes and switches
-        *,
-        n_genes: int, # target genes, the first of the vocabulary
-        n_tokens: int, # size of the vocabulary, special tokens included
-        n_features: int, # numbers that describe a gene's effect
-        n_bins: int = 51, # bins, the zero bin included
-    ):
+    def __init__(self, recipe: PerturbationRecipe, *, n_genes: int, n_tokens: int,
+        n_features: int, n_bins: int = 51): # target genes; vocabulary; of an effect; bins
         super().__init__()
         r, n_out = recipe, 1 if recipe.loss == "mse" else n_bins
         self.n_genes, self.n_out, self.query = n_genes, n_out, None
@@ -237,16 +236,16 @@ def make_query(
     return Query(m.expected([condition], rows)[0], perturbed, effects)
 
 # %% ../nbs/33_perturbation.ipynb #b3d6d17a
-def _is_prepared(adata: ad.AnnData, condition_key: str, batch_key: str | None, layer) -> bool:
-    "Whether `prepare_screen` made it. Raises ValueError for its options when they come too late."
+def _as_screen(adata: ad.AnnData, condition_key, batch_key, layer, n_hvg, targets) -> ad.AnnData:
+    "The output of `prepare_screen`. Raises ValueError for its options when they come too late."
     made = adata.uns.get("perturbation")
     if not isinstance(made, Mapping) or "condition_key" not in made:
-        return False
+        return prepare_screen(adata, condition_key, batch_key, layer, n_hvg, targets)
     same = condition_key in ("condition", made["condition_key"]) and layer is None
     if not same or batch_key not in (None, "batch", made["batch_key"]):
         raise ValueError("adata is the output of `prepare_screen`: condition_key, batch_key and "
             "layer are given there")
-    return True
+    return adata
 
 # %% ../nbs/33_perturbation.ipynb #bb8d18db
 class PerturbationModel:
@@ -269,9 +268,7 @@ class PerturbationModel:
         if wrong := [gene for gene in targets if parse_condition(gene) != (gene,)]:
             raise ValueError(f"target {wrong[0]!r} is a name of control or no gene; name one gene")
         sets = gene_sets if isinstance(gene_sets, Mapping | None) else read_gmt(gene_sets)
-        data = adata
-        if not _is_prepared(adata, condition_key, batch_key, layer):
-            data = prepare_screen(adata, condition_key, batch_key, layer, n_hvg, targets=targets)
+        data = _as_screen(adata, condition_key, batch_key, layer, n_hvg, targets)
         names = sorted(set(data.obs["condition"]) - {"control"})
         if len(names) < 2:
             raise ValueError(f"{len(names)} training perturbation is too little; 2 are the least")
@@ -565,23 +562,16 @@ def predict(self: PerturbationModel,
     index = pd.Index(asked, name="condition")
     return pd.DataFrame(change + self.control.to_numpy(), index, self.control.index)
 
-# %% ../nbs/33_perturbation.ipynb #fb616fc2
-@patch
-@torch.inference_mode()
-def embed_genes(self: PerturbationModel) -> pd.DataFrame: # (genes, dim), one row a gene
-    "The gene embeddings `emb_g` of eq. 5."
-    ids = torch.arange(len(SPECIALS), len(self.vocab))
-    vectors = self.network.cpu().eval().encoder.gene_vectors(ids)
-    return pd.DataFrame(vectors.numpy(), index=pd.Index(self.vocab.genes, name="gene"))
-
 # %% ../nbs/33_perturbation.ipynb #517af27a
 CSR_PARTS = ("data", "indices", "indptr", "shape")
 
+# %% ../nbs/33_perturbation.ipynb #4d279747
 def _csr_tensors(name: str, X: sp.csr_matrix) -> dict[str, torch.Tensor]:
     places = {"indices": X.indices, "indptr": X.indptr, "shape": X.shape}
     tensors = {f"{name}.{k}": torch.from_numpy(np.array(v, np.int64)) for k, v in places.items()}
     return tensors | {f"{name}.data": torch.from_numpy(X.data.astype(np.float32))}
 
+# %% ../nbs/33_perturbation.ipynb #a5a7e505
 def _csr_matrix(name: str, tensors: dict[str, torch.Tensor]) -> sp.csr_matrix:
     "Raises ValueError for entries outside the matrix"
     data, indices, indptr, shape = (tensors[f"{name}.{part}"].numpy() for part in CSR_PARTS)
@@ -594,6 +584,7 @@ ARRAYS = {"components": ("components", "genes"), "scores": ("names", "components
     "noise": ("names",), "amplitude": ("components",), "weights": ("weights",),
     "column": ("targets",), "own": ("names", "targets"), "level": ("targets",)} # of EffectModel
 
+# %% ../nbs/33_perturbation.ipynb #27f54ddd
 @patch
 def save(self: PerturbationModel,
     folder: str | Path, # made if need be
@@ -619,17 +610,20 @@ SCHEMA = {
     "history": [{str: float | None}], "versions": {str: str},
 }
 
+# %% ../nbs/33_perturbation.ipynb #6872c706
+def _must_hold(**what: bool) -> None:
+    "Raises ValueError that names the first that does not"
+    if wrong := [name for name, holds in what.items() if not holds]:
+        raise ValueError(f"{wrong[0]} has values that no model has")
+
+# %% ../nbs/33_perturbation.ipynb #bb7bf6d4
 def _check_facts(facts: dict) -> None:
     "Raises ValueError for what no model can say of itself"
-    s, n = facts["settings"], len(facts["genes"])
-    bounds = dict(n_genes=(1, n), n_bins=(2, 65536), seed=(0, 2 ** 63 - 1))
-    for name, (least, most) in bounds.items():
-        if not least <= s[name] <= most:
-            raise ValueError(f"{name} is {s[name]}, not from {least} to {most}")
-    if s["direction"] not in DIRECTIONS or facts["specials"] != list(SPECIALS):
-        raise ValueError(f"direction is {s['direction']!r}, specials are {facts['specials']}")
-    if not np.isfinite([facts["shared"], *s["gain"].values(), *s["scale"].values()]).all():
-        raise ValueError("shared, gain and scale must be finite")
+    s = facts["settings"]
+    numbers = [facts["shared"], *s["gain"].values(), *s["scale"].values()]
+    _must_hold(n_genes=1 <= s["n_genes"] <= len(facts["genes"]), n_bins=2 <= s["n_bins"] <= 65536,
+        seed=0 <= s["seed"] < 2 ** 63, direction=s["direction"] in DIRECTIONS,
+        specials=facts["specials"] == list(SPECIALS), numbers=np.isfinite(numbers).all())
     mark_genes(facts["names"], facts["genes"])
 
 # %% ../nbs/33_perturbation.ipynb #expected1
@@ -657,14 +651,12 @@ def _rebuild(m: PerturbationModel, facts: dict, tensors: dict[str, torch.Tensor]
     alike, inputs = (_csr_matrix(name, tensors) for name in ("alike", "inputs"))
     arrays = {k: tensors[f"effects.{k}"].numpy() for k in ARRAYS}
     column, values = arrays["column"], inputs.data
-    fits = {"alike": alike.shape[0] == len(genes) and alike.shape[1] <= alike.nnz,
-        "inputs": inputs.shape[0] > 0 and inputs.shape[1] == len(genes)
-            and ((values >= 0) & (values < s["n_bins"])).all(),
-        "effects.column": ((column >= -1) & (column < s["n_genes"])).all(),
-        "effects.noise": (arrays["noise"] > 0).all() and facts["shared"] >= 0,
-        "effects.amplitude": (arrays["amplitude"] >= 0).all()}
-    if wrong := [name for name, fine in fits.items() if not fine]:
-        raise ValueError(f"{wrong[0]} has values that no model has")
+    _must_hold(alike=alike.shape[0] == len(genes) and alike.shape[1] <= alike.nnz,
+        inputs=inputs.shape[0] > 0 and inputs.shape[1] == len(genes),
+        values=((values >= 0) & (values < s["n_bins"])).all(),
+        column=((column >= -1) & (column < s["n_genes"])).all(),
+        noise=(arrays["noise"] > 0).all() and facts["shared"] >= 0,
+        amplitude=(arrays["amplitude"] >= 0).all())
     m.effects = EffectModel(names=facts["names"], targets=genes, shared=facts["shared"],
         alike=alike.astype(float), **arrays)
     m.inputs, m.centres = _as_tokens(m, inputs), tensors["centres"].numpy()
@@ -682,6 +674,7 @@ def _refuse(folder: str | Path) -> Iterator[None]:
     except (TypeError, ValueError) as e:
         raise damaged(folder, e) from e
 
+# %% ../nbs/33_perturbation.ipynb #20c12db9
 @patch(cls_method=True)
 def load(cls: PerturbationModel,
     folder: str | Path, # of `save`

@@ -21,9 +21,7 @@ import scformer_nb
 from .io import write_text
 
 # %% ../nbs/50_report.ipynb #3478dac0
-def prose(
-    source: str, # Markdown of a page
-) -> str: # HTML
+def prose(source: str) -> str: # Markdown of a page; HTML
     "Text of a page as it stands in a report."
     import mistune
 
@@ -40,10 +38,8 @@ _SAFE_TAGS = set("a b blockquote br caption code del div em h1 h2 h3 h4 h5 h6 hr
 _SAFE_ATTRIBUTES = dict.fromkeys("alt class colspan height rowspan title width".split(), r".*") | {
     "href": r"(mailto:|https?:|#).*", "src": r"data:image/.*", "style": r"[\w\s:;.%#-]*"}
 
-def harmless(
-    html: str, # of any origin
-): # BeautifulSoup
-    "HTML without what runs or loads something."
+def harmless(html: str): # BeautifulSoup
+    "HTML of any origin without what runs or loads something."
     from bs4 import BeautifulSoup
     from bs4.element import PreformattedString
     soup = BeautifulSoup(html, "html.parser")
@@ -58,9 +54,7 @@ def harmless(
     return soup
 
 # %% ../nbs/50_report.ipynb #27083622
-def marked_table(
-    html: str, # as pandas writes it
-) -> str: # HTML
+def marked_table(html: str) -> str: # as pandas writes it
     "Harmless HTML with scFormer's row and cells of text marked."
     soup = harmless(html)
     for row in soup("tr"):
@@ -72,18 +66,14 @@ def marked_table(
     return str(soup)
 
 # %% ../nbs/50_report.ipynb #e58c5212
-def page_summary(
-    page: str | Path | nbformat.NotebookNode, # a notebook, or its path
-) -> tuple[str, str]: # title, what it is for in a line
-    "First heading of a page and the line below it."
+def page_summary(page: str | Path | nbformat.NotebookNode) -> tuple[str, str]:
+    "First heading of a notebook, or the one at a path, and the line below it."
     nb = page if isinstance(page, nbformat.NotebookNode) else nbformat.read(page, 4)
     found = re.match(r"# (.+)\n+(?:> (.+))?", nb.cells[0].source)
     return (found[1], found[2] or "") if found else ("Page", "")
 
 # %% ../nbs/50_report.ipynb #64d26d52
-def headings(
-    nb: nbformat.NotebookNode, # a page
-) -> dict[str, str]: # id of a cell: heading
+def headings(nb: nbformat.NotebookNode) -> dict[str, str]: # id of a cell: heading
     "The section that each cell is in."
     found, heading = {}, "Page"
     for cell in nb.cells:
@@ -92,6 +82,7 @@ def headings(
         found[cell.id] = heading
     return found
 
+# %% ../nbs/50_report.ipynb #e1f92cde
 def _tagged_results(nb: nbformat.NotebookNode) -> list[dict]: # heading, caption, outputs
     "What the cells tagged `report` show, with the text directly above them"
     parts, caption, heads = [], "", headings(nb)
@@ -146,12 +137,15 @@ def write_report(
     notes: list[str] = (), # warnings from before the page ran
     seconds: float = 0.0, # that the run took
     quick: bool = False, # a quick look, to be marked as such
+    card: dict | None = None, # of `score_card`, scFormer's; None: the page has none
 ) -> Path: # the file
-    "One self-contained HTML file from an executed page."
+    "One self-contained HTML file from an executed page, with what to try where the card is bad."
+    from scformer_nb.score_card import advice # loads torch
     title, summary = page_summary(nb)
     facts = dict(title=title, summary=summary, name=Path(file).resolve().parent.name,
         command=command, data=data, settings=settings, quick=quick, versions=versions(),
-        warnings=[*notes, *warnings_of(nb)], results=_tagged_results(nb), headings=headings(nb),
+        warnings=[*advice(card or {}), *notes, *warnings_of(nb)],
+        results=_tagged_results(nb), headings=headings(nb),
         date=time.strftime("%d %B %Y").lstrip("0"), took=timedelta(seconds=round(seconds)),
         style=(TEMPLATES / "report/style.css").read_text(encoding="utf-8"))
     return write_text(file, _render(nb, facts))

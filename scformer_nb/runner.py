@@ -31,10 +31,8 @@ from .io import lock_folder, nearest_name, write_bytes, write_text
 from .report import headings, write_report
 
 # %% ../nbs/51_runner.ipynb #9ed6ba4e
-def short_name(
-    name: str, # of a page, or of its file
-) -> str: # e.g. "clustering"
-    "Short name of a page."
+def short_name(name: str) -> str:
+    "Short name of a page, or of its file: clustering."
     return name.removesuffix(".ipynb").split("_exp_")[-1]
 
 def pages() -> dict[str, Path]: # short name: notebook
@@ -44,10 +42,8 @@ def pages() -> dict[str, Path]: # short name: notebook
     return {short_name(page.name): page for page in sorted(found)}
 
 # %% ../nbs/51_runner.ipynb #10f35291
-def find_page(
-    name: str, # short name
-) -> Path: # the notebook
-    "A page by its short name. Raises ValueError with the nearest name."
+def find_page(name: str) -> Path:
+    "The notebook of a page, by its short name. Raises ValueError with the nearest name."
     known = pages()
     if short_name(name) not in known:
         raise ValueError(f"there is no page {name!r}{nearest_name(name, known)}")
@@ -63,13 +59,12 @@ class Parameter(NamedTuple):
 
 # %% ../nbs/51_runner.ipynb #100acfb4
 os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+
 logging.getLogger("papermill").setLevel(logging.CRITICAL)
 
 # %% ../nbs/51_runner.ipynb #142b9637
-def parameters(
-    page: Path, # a notebook
-) -> dict[str, Parameter]: # by name, in the order of the page
-    "The parameters of a page."
+def parameters(page: Path) -> dict[str, Parameter]:
+    "The parameters of a page, by name, in its order."
     found = papermill.inspect_notebook(str(page)).values()
     return {p["name"]: Parameter(p["name"], p["inferred_type_name"],
         ast.literal_eval(p["default"]), p["help"]) for p in found}
@@ -79,10 +74,7 @@ _WORD = r""""[^"]*"|'[^']*'|[^,\s][^,]*"""
 _WANTED = {"int": (int, "a whole number such as 1200"),
     "bool": (bool, "True or False, with a capital letter")}
 
-def read_value(
-    p: Parameter, # which one
-    text: str, # as typed
-) -> object: # of the parameter's type
+def read_value(p: Parameter, text: str) -> object:
     "A value from the command line. Raises ValueError for text of another type."
     if p.type == "list":
         one = p._replace(type=type(p.default[0]).__name__)
@@ -91,7 +83,7 @@ def read_value(
     try:
         value = ast.literal_eval(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        value = None
+        value = text.strip()
     if p.type == "str":
         return value if isinstance(value, str) else text.strip()
     kind, wanted = _WANTED[p.type]
@@ -102,10 +94,7 @@ def read_value(
 # %% ../nbs/51_runner.ipynb #9448c856
 _LEAST = {"n_hvg": 2, "seeds": 0} # of other whole numbers 1
 
-def check_value(
-    p: Parameter, # which one
-    value: object, # of its type
-) -> None:
+def check_value(p: Parameter, value: object) -> None:
     "Raises ValueError for a number out of range, an unknown or repeated word, nothing at all."
     values, least = value if p.type == "list" else [value], _LEAST.get(p.name, 1)
     words = (p.default if p.type == "list" else []) + re.findall(r'"([^"]+)"', p.help)
@@ -124,11 +113,8 @@ DATA = ("dataset", "first", "second")
 _ELSEWHERE = dict.fromkeys(DATA, "the data is named behind the page, without -p") | {
     "out": "the folder is named with -o", "full": "a run is full unless --quick is given"}
 
-def read_given(
-    params: dict[str, Parameter], # of the page
-    given: list[str], # "name=value", as typed
-) -> dict: # name: value
-    "Values from the command line. Raises ValueError for what the page cannot use."
+def read_given(params: dict[str, Parameter], given: list[str]) -> dict:
+    "Values of `name=value`, as typed. Raises ValueError for what the page cannot use."
     values = {}
     for pair in given:
         name, equals, text = pair.partition("=")
@@ -173,12 +159,9 @@ def _count_values(obs: pd.DataFrame, values: dict, params: dict[str, Parameter])
     return said
 
 # %% ../nbs/51_runner.ipynb #5663e4a1
-def inspect_data(
-    data: str, # a name of `datasets()`, or the path of an .h5ad
-    values: dict, # of the page's parameters
-    params: dict[str, Parameter], # of the page
-) -> tuple[str, list[str]]: # the data in a line, notes
-    "See whether a page can run on this data. Raises ValueError, FileNotFoundError."
+def inspect_data(data: str, values: dict, params: dict[str, Parameter]) -> tuple[str, list[str]]:
+    """See whether a page can run on a data set or file: the data in a line, and notes.
+    Raises ValueError, FileNotFoundError."""
     adata, layer = load(data), values.get("layer") or None
     columns = _count_values(adata.obs, values, params)
     with warnings.catch_warnings(action="ignore"): # the page gives them
@@ -202,11 +185,7 @@ def _inspect_all(params: dict[str, Parameter], values: dict) -> tuple[list[str],
     return [line for line, _ in found], [note for _, notes in found for note in notes]
 
 # %% ../nbs/51_runner.ipynb #98119e26
-def check_folder(
-    folder: Path, # of the run
-    page: str, # short name
-    values: dict, # of the page's parameters
-) -> None:
+def check_folder(folder: Path, page: str, values: dict) -> None:
     "Raises ValueError where no run of this page, or a finished one on other data, made the folder."
     other = "name another folder with -o"
     if not folder.is_dir() or all(p.name == ".lock" for p in folder.iterdir()):
@@ -226,6 +205,7 @@ def check_folder(
 class PageFailed(RuntimeError):
     "A page stopped; the message says where and why."
 
+# %% ../nbs/51_runner.ipynb #21385f3f
 def _why_stopped(error: Exception, nb: nbformat.NotebookNode) -> str: # one line
     "Where and why a page stopped"
     if isinstance(error, DeadKernelError):
@@ -239,17 +219,13 @@ _PRINT_USED = """import gc, json
 from scformer_nb.ledger import Ledger
 used = [json.dumps(line) for x in gc.get_objects() if type(x) is Ledger for line in x.used]
 print("[" + ", ".join(dict.fromkeys(used)) + "]")"""
+
 _END_WITH_PARENT = """import ctypes, os, sys
 if sys.platform == "linux": ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != {pid}: os._exit(1)"""
 
-def execute(
-    page: Path, # a notebook
-    folder: Path, # of the run
-    values: dict, # of the page's parameters
-    show: bool, # progress on stderr
-) -> nbformat.NotebookNode: # the executed page and a last cell, which prints what it used
-    "papermill on a copy of the page. Raises PageFailed."
+def execute(page: Path, folder: Path, values: dict, show: bool) -> nbformat.NotebookNode:
+    "Run a copy of the page and a last cell, which prints what it used. Raises PageFailed."
     nb, running = nbformat.read(page, 4), folder / "work/running.ipynb"
     nb.cells.append(nbformat.v4.new_code_cell(_PRINT_USED))
     first = f"--IPKernelApp.exec_lines={_END_WITH_PARENT.format(pid=os.getpid())}"
@@ -264,10 +240,8 @@ def execute(
         running.unlink(missing_ok=True)
 
 # %% ../nbs/51_runner.ipynb #3354be30
-def method_means(
-    runs: list[dict], # lines of the ledger
-) -> dict[str, dict[str, float]]: # method: metric: mean
-    "Numbers of a run, a row a method."
+def method_means(runs: list[dict]) -> dict[str, dict[str, float]]:
+    "Numbers of a run, lines of the ledger: a row a method, metric by metric."
     several = len({r["option"] for r in runs}) > 1
     names = [f"{r['method']}, {r['option']}" if several else r["method"] for r in runs]
     table = pd.DataFrame([r["metrics"] for r in runs]).apply(pd.to_numeric, errors="coerce")
@@ -287,11 +261,23 @@ def _write_results(nb: nbformat.NotebookNode, folder: Path, about: dict, **repor
     for figure in [*work.rglob("*.png"), *work.rglob("*.svg")]:
         name = "_".join(figure.relative_to(work).parts)
         write_bytes(folder / "figures" / name, figure.read_bytes())
-    write_report(nb, folder / "report.html", data=about["data"], quick=about["quick"], **report)
+    write_report(nb, folder / "report.html", data=about["data"], quick=about["quick"],
+        card=metrics["metrics"].get("scFormer"), **report)
     write_text(folder / "metrics.json", json.dumps(metrics, indent=1))
     return metrics
 
 # %% ../nbs/51_runner.ipynb #c07e0a17
+def _command_line(page: str, data: list[str], given: list[str], quick: bool, out: Path) -> str:
+    "The command that makes a report"
+    options = [word for pair in given for word in ("-p", pair)] + ["--quick"] * quick
+    return shlex.join(["scformer", "run", page, *data, *options, "-o", str(out)])
+
+def _settings(params: dict[str, Parameter], values: dict) -> list[dict]:
+    "The parameters of a report, but for the folder"
+    return [dict(name=name, value=str(values[name]) or "none", help=p.help,
+        changed=values[name] != p.default) for name, p in params.items() if name != "out"]
+
+# %% ../nbs/51_runner.ipynb #d7796b6d
 def run_page(
     page: Path, # of `find_page`
     data: list[str], # as many as the page takes: paths of .h5ad, or names of `datasets()`
@@ -308,10 +294,7 @@ def run_page(
     check_folder(folder, short, values)
     lines, notes = _inspect_all(params, values)
     about = dict(page=short, data=lines, parameters=values, quick=quick)
-    options = [word for pair in given for word in ("-p", pair)] + ["--quick"] * quick
-    command = shlex.join(["scformer", "run", short, *data, *options, "-o", str(out)])
-    settings = [dict(name=name, value=str(values[name]) or "none", help=p.help,
-        changed=values[name] != p.default) for name, p in params.items() if name != "out"]
+    command = _command_line(short, data, given, quick, out)
     with lock_folder(folder):
         check_folder(folder, short, values)
         for old in (folder / "metrics.json", folder / "failed.ipynb"):
@@ -320,5 +303,5 @@ def run_page(
         (folder / "work").mkdir(exist_ok=True)
         start = time.perf_counter()
         nb = execute(page, folder, values, show)
-        return _write_results(nb, folder, about, settings=settings, command=command, notes=notes,
-            seconds=time.perf_counter() - start)
+        return _write_results(nb, folder, about, settings=_settings(params, values), notes=notes,
+            command=command, seconds=time.perf_counter() - start)

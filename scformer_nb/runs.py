@@ -37,20 +37,16 @@ def check_run_folder(folder: Path, resume: bool) -> None:
     found -= {folder / ".lock", *leftovers(folder)}
     if not found or (resume and folder / CHECKPOINT in found):
         return
+    model = "a saved model and " if folder / "model.json" in found else ""
+    why = f"is not empty; {other}, or continue the run in it with {hint('resume=True', '--resume')}"
     if resume:
-        model = "a saved model and " if folder / "model.json" in found else ""
-        raise FileExistsError(
-            f"{folder} holds {model}no run to continue (no {CHECKPOINT}); {other}")
-    raise FileExistsError(f"{folder} is not empty; {other}, or continue the run in it with "
-        + hint("resume=True", "--resume"))
+        why = f"holds {model}no run to continue (no {CHECKPOINT}); {other}"
+    raise FileExistsError(f"{folder} {why}")
 
 # %% ../nbs/A6_runs.ipynb #5fa9bb59
 @contextmanager
-def run_folder(
-    run_dir: str | Path | None, # folder of the run, made if need be
-    resume: bool, # it may hold a run
-) -> Iterator[Path | None]: # for this process alone; None: this process writes nothing
-    "The folder of a run. Raises OSError, and ValueError where another run is at work."
+def run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
+    "A folder for this process alone, made if need be; None where this process writes nothing."
     if run_dir is None or rank_zero_only.rank:
         yield None
         return
@@ -76,10 +72,7 @@ def write_history(folder: Path, rows: list[dict]) -> None:
 # %% ../nbs/A6_runs.ipynb #d9588071
 PARTS = {"identity", "network", "optimiser", "task", "rows", "best", "step"}
 
-def read_checkpoint(
-    folder: Path, # of the run
-    identity: dict, # of the task
-) -> dict | None: # state of the run; None: there is no checkpoint
+def read_checkpoint(folder: Path, identity: dict) -> dict | None: # None: there is none
     "Read a checkpoint, running no code. Raises ValueError when it is damaged or of another run."
     path = folder / CHECKPOINT
     if not path.exists():
@@ -92,27 +85,28 @@ def read_checkpoint(
             raise KeyError(*missing)
     except Exception as e: # of a dozen types
         raise ValueError(f"{path} is cut off or no checkpoint of this library "
-            f"({type(e).__name__}); delete it and start anew") from e
+                         f"({type(e).__name__}); delete it and start anew") from e
     if different := [k for k in sorted(identity | saved) if identity.get(k) != saved.get(k)]:
+        other = hint("start in another folder", "name another folder with -o")
         raise ValueError(f"{path} was made with another recipe or data set "
-            f"({', '.join(different)}); "
-            + hint("start in another folder", "name another folder with -o"))
+                         f"({', '.join(different)}); {other}")
     return state
 
 # %% ../nbs/A6_runs.ipynb #dfed2368
+def _leave(number: int, frame) -> None:
+    "What Python's handler of SIGINT does, for SIGTERM"
+    sys.exit(128 + number)
+
+# %% ../nbs/A6_runs.ipynb #7cbe83ca
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
     "Within this block SIGTERM is a SystemExit; somebody else's handler is left alone."
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-
-    def leave(number, frame):
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
+    free = main and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if free:
+        signal.signal(signal.SIGTERM, _leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if free:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

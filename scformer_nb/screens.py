@@ -6,13 +6,15 @@
 __all__ = ['CONTROL_NAMES', 'MISSING_NAMES', 'is_control', 'parse_condition', 'canonical', 'genes_of', 'read_conditions',
            'list_names', 'check_gene_sets', 'prepare_screen', 'mark_genes', 'Profiles', 'averaging_matrix', 'profile',
            'pearson', 'perturbation_metrics', 'nonadditive_part', 'score', 'check_split', 'class_of',
-           'split_perturbations', 'training_cells', 'sample_cells', 'score_halves', 'mean_by_class']
+           'split_perturbations', 'training_cells', 'sample_cells', 'score_halves', 'mean_by_class', 'read_screen',
+           'screen_settings']
 
 # %% ../nbs/30_screens.ipynb #cf137296
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -20,7 +22,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from .data import preprocess
+from .datasets import fetch, load
 from .io import hint, nearest_name
+from .ledger import digest
+from .simulate import simulate_perturbations
+from .tokens import read_gmt
 
 # %% ../nbs/30_screens.ipynb #5a2aecfc
 CONTROL_NAMES = frozenset("""
@@ -29,6 +35,7 @@ safetarget neg negativecontrol negcontrol negctrl scramble scrambled unperturbed
 dmso mock wt wildtype""".split()) # without case and signs
 MISSING_NAMES = frozenset(["", "nan", "na", "n/a", "<na>", "none", "null", "unknown", "unassigned"])
 
+# %% ../nbs/30_screens.ipynb #75ec05fa
 def is_control(name: str) -> bool: # True for "ctrl", "NT", "non-targeting_07", "sgControl"
     "Whether a perturbation, or one part of it, stands for control cells."
     folded = re.sub(r"[-_. ]", "", name.casefold()).removeprefix("sg")
@@ -67,11 +74,10 @@ def _parts(name: str, genes: set[str]) -> list[str]: # genes and names of contro
     return [name]
 
 # %% ../nbs/30_screens.ipynb #b2b2031b
-def parse_condition(
-    condition: str, # e.g. "control", "A", "A+ctrl", "A+B"
-    genes: set[str] | None = None, # known genes, to read other signs than "+"
-) -> tuple[str, ...]: # the perturbed genes, in order of the alphabet
-    "Genes of a perturbation. Raises ValueError for missing, ambiguous and other names."
+def parse_condition(condition: str, genes: set[str] | None = None) -> tuple[str, ...]:
+    """The perturbed genes, in order of the alphabet: () for control, A, B for "A+B".
+
+    Known `genes` let other signs than + be read. Raises ValueError for unclear names."""
     name = str(condition).strip()
     parts = _parts(name, genes) if genes else [part.strip() for part in name.split("+")]
     found = tuple(sorted(part for part in parts if not is_control(part)))
@@ -88,6 +94,7 @@ def canonical(condition: str, genes: set[str] | None = None) -> str: # "control"
     "The one name of a perturbation, as `parse_condition` reads it."
     return "+".join(parse_condition(condition, genes)) or "control"
 
+# %% ../nbs/30_screens.ipynb #219d5144
 def genes_of(conditions: Iterable[str]) -> set[str]: # of perturbations; perturbed genes
     "All genes that some perturbations touch."
     return {g for c in conditions for g in parse_condition(c)}
@@ -142,10 +149,9 @@ def read_conditions(
 # %% ../nbs/30_screens.ipynb #d5c37a0f
 def list_names(names: Iterable[str], known: Iterable[str]) -> str: # those that may have been meant
     "Five names for a message, each with the nearest known one: 'gne0' (did you mean 'gene0'?)."
-    names, known, shown = sorted(names), list(known), []
-    for name in names[:5]:
-        near = nearest_name(name, known)
-        shown.append(f"{name!r} ({near[2:]})" if "did you mean" in near else repr(name))
+    names, known = sorted(names), list(known)
+    near = {name: nearest_name(name, known)[2:] for name in names[:5]}
+    shown = [f"{n!r} ({h})" if h.startswith("did") else repr(n) for n, h in near.items()]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 # %% ../nbs/30_screens.ipynb #7aeefdcc
@@ -350,17 +356,16 @@ def split_perturbations(
     train = [c for c in train if c not in drawn]
     table = pd.DataFrame({"part": "test"}, pd.Index(names, name="condition"))
     table.loc[train, "part"] = "train"
-    table["unseen"] = [class_of(c, genes_of(train)) for c in names]
-    check_split(train, table.index[table.part == "test"])
+    seen = genes_of(train)
+    table["unseen"] = [class_of(c, seen) for c in names]
     return table
 
 # %% ../nbs/30_screens.ipynb #24077216
 def training_cells(data: ad.AnnData, split: pd.DataFrame) -> ad.AnnData: # of `split_perturbations`
     "A copy of control cells and cells of training perturbations."
+    check_split(split.index[split.part == "train"], split.index[split.part == "test"])
     allowed = {"control", *split.index[split.part == "train"]}
-    out = data[data.obs["condition"].isin(allowed).to_numpy()].copy()
-    check_split(out.obs["condition"].unique(), split.index[split.part == "test"])
-    return out
+    return data[data.obs["condition"].isin(allowed).to_numpy()].copy()
 
 # %% ../nbs/30_screens.ipynb #b997dfac
 def sample_cells(adata: ad.AnnData, condition_key: str, n: int = 40) -> ad.AnnData: # a copy
@@ -386,3 +391,34 @@ def mean_by_class(scores: pd.DataFrame, unseen: pd.Series) -> dict[str, float]: 
     for u, row in scores.groupby(unseen.loc[scores.index]).mean().iterrows():
         out |= {f"{metric} {u}": value for metric, value in row.dropna().items()}
     return out
+
+# %% ../nbs/30_screens.ipynb #e85d1ea2
+def read_screen(
+    dataset: str, # "simulated", a name of the registry, or the path of an .h5ad
+    gene_sets: str = "", # registered file or path of a .gmt; empty: none
+    small: bool = False, # a few hundred cells
+    condition_key: str = "condition", # this and the others as `prepare_screen` takes them
+    batch_key: str | None = None,
+    layer: str | None = None,
+) -> tuple[ad.AnnData, dict]: # of `prepare_screen`; gene sets
+    "A screen and its gene sets. Raises ValueError for sets that do not know the perturbed genes."
+    if dataset == "simulated":
+        adata = simulate_perturbations(*(60, 8, 20, 30) if small else ())
+        sets = adata.uns["truth"]["programs"]
+    else:
+        adata, known = load(dataset), Path(gene_sets).is_file()
+        sets = read_gmt(gene_sets if known else fetch(gene_sets)) if gene_sets else {}
+    adata = sample_cells(adata, condition_key) if small else adata
+    data = prepare_screen(adata, condition_key, batch_key, layer)
+    if sets:
+        check_gene_sets(sets, sorted(genes_of(set(data.obs["condition"]))))
+    return data, sets
+
+
+def screen_settings(data: ad.AnnData, gene_sets: Mapping) -> dict: # of `read_screen`; for a Ledger
+    "What identifies the data of a run."
+    counts = data.layers["counts"]
+    members = {name: sorted(genes) for name, genes in gene_sets.items()}
+    found = digest(counts, data.var_names, data.obs[["condition", "batch"]], members)
+    return {"cells": data.n_obs, "genes": data.n_vars, "counts": float(counts.sum()),
+        "gene_sets": len(gene_sets), "data": found}

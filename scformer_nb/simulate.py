@@ -16,13 +16,8 @@ from anndata import AnnData
 from .datasets import as_adata
 
 # %% ../nbs/A2_simulate.ipynb #80ee2b61
-def draw_counts(
-    rng: np.random.Generator,  # source of randomness
-    share: np.ndarray,  # (cells, genes) relative rates
-    library: np.ndarray,  # (cells,) expected counts per cell
-    shape: float = 2,  # of the gamma; the higher, the less noise
-) -> sp.csr_matrix:  # (cells, genes)
-    "Negative binomial counts: a Poisson with a gamma rate."
+def draw_counts(rng, share: np.ndarray, library: np.ndarray, shape: float = 2) -> sp.csr_matrix:
+    "Negative binomial counts by (cells, genes) rates, (cells,) sums: a Poisson with a gamma rate."
     mean = share * (library / share.sum(axis=1))[:, None]
     return sp.csr_matrix(rng.poisson(rng.gamma(shape, mean / shape)), dtype=np.float32)
 
@@ -38,25 +33,29 @@ def simulate(
     batch_sd: float = 0.4,  # sd of the log factor per gene and batch
 ) -> AnnData:  # CSR counts, obs cell_type and batch, var marker_of, uns["truth"]
     "Negative binomial counts with cell types, batches and marker genes."
-    rng = np.random.default_rng(seed)
+    rng, number = np.random.default_rng(seed), np.arange(n_genes)
     types = rng.integers(n_types, size=n_cells)
     batches = rng.integers(n_batches, size=n_cells)
-    number = np.arange(n_genes)
     marker = np.where(number < n_genes // 5, number % n_types, -1)[rng.permutation(n_genes)]
     boosted = marker == np.arange(n_types)[:, None]  # (types, genes)
     rate = rng.lognormal(0, 1, n_genes) * np.where(boosted, boost, 1)
     factor = rng.lognormal(0, batch_sd, (n_batches, n_genes))
     library = rng.lognormal(np.log(depth * n_genes), 0.3, n_cells)
-    slabs = []
-    for i in range(0, n_cells, 1000):  # never dense for all cells
-        rows = slice(i, i + 1000)
-        slabs.append(draw_counts(rng, rate[types[rows]] * factor[batches[rows]], library[rows]))
-    adata = as_adata(sp.vstack(slabs, format="csr"), [f"gene_{j}" for j in number],
-                     cell_type=[f"type_{t}" for t in types], batch=[f"batch_{b}" for b in batches])
+    adata = as_adata(_draw_slabs(rng, rate, types, factor, batches, library),
+                     [f"gene_{j}" for j in number], cell_type=[f"type_{t}" for t in types],
+                     batch=[f"batch_{b}" for b in batches])
     adata.var["marker_of"] = pd.Categorical([f"type_{m}" if m >= 0 else "none" for m in marker])
     truth = {"rate": rate, "batch_factor": factor, "library_size": library}
     adata.uns |= {"dataset": "simulated", "truth": truth}
     return adata
+
+# %% ../nbs/A2_simulate.ipynb #20cd00f6
+def _draw_slabs(rng, rate, types, factor, batches, library) -> sp.csr_matrix:
+    "Counts of 1,000 cells at a time: never dense for all cells."
+    parts = [slice(i, i + 1000) for i in range(0, len(library), 1000)]
+    slabs = [draw_counts(rng, rate[types[rows]] * factor[batches[rows]], library[rows])
+             for rows in parts]
+    return sp.vstack(slabs, format="csr")
 
 # %% ../nbs/A2_simulate.ipynb #c950448a
 def _sparse_normal(rng: np.random.Generator, shape: tuple, share: float) -> np.ndarray:
@@ -80,6 +79,18 @@ def _log_change(net: dict, members: Sequence[int]) -> np.ndarray:
     dose = np.tanh(np.bincount(net["program"][members], net["strength"][members], minlength=4))
     return dose @ net["effect"] + np.prod(dose[:2]) * net["synergy"] + net["own"][members].sum(0)
 
+# %% ../nbs/A2_simulate.ipynb #b72d62c4
+def _planted(net: dict, genes: list[str], combinations: list[tuple]) -> dict:
+    "Change and interaction of each combination (rows), and the targets of each program."
+    names = ["+".join(sorted(genes[t] for t in c)) or "control" for c in combinations]
+    change = np.stack([_log_change(net, c) for c in combinations])
+    n_targets = len(net["program"])
+    alone = np.stack([_log_change(net, [t]) for t in range(n_targets)])
+    interaction = change - [alone[list(c)].sum(0) for c in combinations]
+    return {"change": pd.DataFrame(change, names, genes),
+            "interaction": pd.DataFrame(interaction, names, genes),
+            "programs": {f"program{i}": genes[i:n_targets:4] for i in range(4)}}
+
 # %% ../nbs/A2_simulate.ipynb #968fb988
 def simulate_perturbations(
     n_genes: int = 120,  # measured genes; the targets are among them
@@ -94,21 +105,17 @@ def simulate_perturbations(
     rng, genes = np.random.default_rng(seed), [f"gene{j}" for j in range(n_genes)]
     net = _draw_network(rng, n_genes, n_targets)
     pairs = rng.permutation([(a, b) for a in range(n_targets) for b in range(a)])
-    combinations = [(), *((t,) for t in range(n_targets)), *map(tuple, pairs[:n_doubles].tolist())]
-    names = ["+".join(sorted(genes[t] for t in c)) or "control" for c in combinations]
-    change = np.stack([_log_change(net, c) for c in combinations])
-    alone = np.stack([_log_change(net, [t]) for t in range(n_targets)])
-    interaction = change - [alone[list(c)].sum(0) for c in combinations]
-    code = np.repeat(np.arange(len(names)), [5 * n_cells] + [n_cells] * (len(names) - 1))
+    truth = _planted(net, genes, [(), *((t,) for t in range(n_targets)),
+                                  *map(tuple, pairs[:n_doubles].tolist())])
+    change = truth["change"]
+    code = np.repeat(np.arange(len(change)), [5 * n_cells] + [n_cells] * (len(change) - 1))
     batch, base = rng.integers(n_batches, size=len(code)), rng.lognormal(0, 1, n_genes)
-    share = base * np.exp(change[code] + rng.normal(0, 0.1, (batch.max() + 1, n_genes))[batch])
+    of_batch = rng.normal(0, 0.1, (batch.max() + 1, n_genes))
+    share = base * np.exp(change.to_numpy()[code] + of_batch[batch])
     library = rng.lognormal(np.log(depth * n_genes), 0.2, len(code))
     adata = as_adata(draw_counts(rng, share, library, shape=4), genes, range(len(code)),
-                     condition=np.array(names)[code], batch=[f"batch_{b}" for b in batch])
-    adata.uns |= {"dataset": "simulated", "truth": {
-        "change": pd.DataFrame(change, names, genes),
-        "interaction": pd.DataFrame(interaction, names, genes),
-        "programs": {f"program{i}": genes[i:n_targets:4] for i in range(4)}}}
+                     condition=change.index[code], batch=[f"batch_{b}" for b in batch])
+    adata.uns |= {"dataset": "simulated", "truth": truth}
     return adata
 
 # %% ../nbs/A2_simulate.ipynb #cfce8024

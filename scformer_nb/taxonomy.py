@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['MOUSE_BRAIN', 'MOUSE_BRAIN_CELLS', 'PERIPHERY', 'BLOOD', 'TYPE_NAMES', 'simulated', 'cortex', 'pancreas', 'pbmc',
            'atlases', 'two_files', 'thin', 'read_species', 'level_accuracy', 'chance_accuracy', 'affinity_correlation',
-           'recovery_scores']
+           'recovery_scores', 'species_scores', 'count_types', 'species_settings']
 
 # %% ../nbs/44_taxonomy.ipynb #e8a3f7cd
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +18,15 @@ from anndata import AnnData
 from scipy.cluster.hierarchy import cut_tree
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import spearmanr
+from sklearn.metrics.cluster import contingency_matrix
 
 from .data import check_adata
 from .datasets import load
+from .ledger import digest
 from .simulate import simulate_species
-from scformer_nb.trees import (
-    Taxonomy,
-    class_means,
-    compare_trees,
-    prune,
-    read_tree,
-    reference_tree,
-    taxonomy,
-    tree_distance,
-)
-from .wasserstein import affinity
+from .trees import Taxonomy, class_means, compare_trees, prune, read_tree, taxonomy
+from .trees import tree_distance
+from .wasserstein import affinity, between_scores
 
 # %% ../nbs/44_taxonomy.ipynb #7d4965a7
 MOUSE_BRAIN: pd.DataFrame = read_tree({
@@ -85,7 +80,7 @@ TYPE_NAMES: dict = {
         "OPC": "Neural crest-like glia", "Microglia": "Immune cells",
         "Endothelial": "Vascular cells", "Pericyte": "Vascular cells", "VLMC": "Vascular cells"}}
 
-
+# %% ../nbs/44_taxonomy.ipynb #bcdf4330
 def _label(adata: AnnData, types: pd.Series, leaf: pd.Series | None = None) -> AnnData:
     "The columns `type` and `leaf`, added in place; without finer leaves these are the types."
     adata.obs["type"] = np.asarray(types)
@@ -100,15 +95,14 @@ def simulated(seed: int, small: bool) -> tuple[dict, pd.DataFrame]: # species, t
     species = simulate_species(MOUSE_BRAIN, absent, MOUSE_BRAIN_CELLS, seed=seed, **size)
     return {s: _label(x, x.obs["cell_type"]) for s, x in species.items()}, MOUSE_BRAIN
 
-
+# %% ../nbs/44_taxonomy.ipynb #3f733d55
 def cortex() -> tuple[dict, pd.DataFrame]: # species, tree
     "Human motor cortex and mouse cortex with hippocampus."
     species = {"human": load("human_cortex_m1"), "mouse": load("cortex_200genes")}
-    fine = {"human": species["human"].obs["cell_type"],
-            "mouse": species["mouse"].obs["cell_subtype"].astype(object)}
-    fine["mouse"] = fine["mouse"].where(fine["mouse"] != "(none)")
-    for s, x in species.items():
-        _label(x, x.obs["cell_type"].map(TYPE_NAMES["cortex"]).astype(str), fine[s])
+    for x in species.values():
+        leaf = x.obs.get("cell_subtype", x.obs["cell_type"]).astype(object)
+        types = x.obs["cell_type"].map(TYPE_NAMES["cortex"]).astype(str)
+        _label(x, types, leaf.where(leaf != "(none)"))
     rows = pd.concat([x.obs[["leaf", "cell_type"]] for x in species.values()])
     rows = rows.dropna().astype(str).drop_duplicates().set_index("leaf")["cell_type"]
     neurons = rows.isin(["Exc", "Inh", "interneurons", "pyramidal SS", "pyramidal CA1"])
@@ -116,7 +110,7 @@ def cortex() -> tuple[dict, pd.DataFrame]: # species, tree
         "level 1": neurons.map({True: "Neurons", False: "Non-neurons"}),
         "level 2": rows.replace({"OPC": "Oligo", "VLMC": "Endo"})}))
 
-
+# %% ../nbs/44_taxonomy.ipynb #7d60a4ed
 def pancreas() -> tuple[dict, pd.DataFrame]: # species, tree
     "Human and mouse pancreas by their orthologs."
     both = load("pancreas_human_mouse")
@@ -126,7 +120,7 @@ def pancreas() -> tuple[dict, pd.DataFrame]: # species, tree
                                         "Immune": ["macrophage"]}})
     return {s: _label(x, x.obs["cell_type"]) for s, x in parts.items()}, tree
 
-
+# %% ../nbs/44_taxonomy.ipynb #677bec5f
 def pbmc() -> tuple[dict, pd.DataFrame]: # studies, tree
     "Two studies of human blood."
     studies = {s: load(s) for s in ("pbmc3k", "kang_pbmc")}
@@ -134,7 +128,7 @@ def pbmc() -> tuple[dict, pd.DataFrame]: # studies, tree
         _label(x, x.obs["cell_type"].astype(str).replace(TYPE_NAMES["pbmc"]))
     return studies, BLOOD
 
-
+# %% ../nbs/44_taxonomy.ipynb #7dde45c2
 def atlases() -> tuple[dict, pd.DataFrame]: # species, tree
     "The paper's own data: atlases of the human cortex and the mouse brain."
     human, mouse = load("human_brain_atlas"), load("mouse_brain_atlas")
@@ -155,14 +149,13 @@ def two_files(
     if not (first and second):
         raise ValueError("one species has a file and the other has none: "
                          "give both first and second, or neither")
-    paths = [Path(first).resolve(), Path(second).resolve()]
+    paths, species = [Path(first).resolve(), Path(second).resolve()], {}
     names = [p.stem for p in paths]
     if names[0] == names[1]:
         names = [p.parent.name for p in paths]
     if names[0] == names[1]:
         raise ValueError(f"{first} and {second} have one name, and it names the species: "
                          "rename one, or its folder")
-    species = {}
     for s, path in zip(names, paths, strict=True):
         adata = check_adata(load(str(path)), layer=layer, label_key=label_key)
         species[s] = _label(adata, adata.obs[label_key].astype(str))
@@ -178,7 +171,7 @@ def thin(adata: AnnData, most: int) -> AnnData: # a copy
     types = adata.obs["type"].astype(str).reset_index(drop=True).iloc[order]
     return adata[np.sort(types.index[types.groupby(types).cumcount() < most])].copy()
 
-
+# %% ../nbs/44_taxonomy.ipynb #87bfb789
 def read_species(
     dataset: str, # "simulated", "cortex", "pancreas", "pbmc" or "atlases"; not used with files
     seed: int = 0, # of the simulation
@@ -186,16 +179,12 @@ def read_species(
     files: dict | None = None, # arguments of `two_files`, for your own data
 ) -> tuple[dict, pd.DataFrame | None]: # species with obs type and leaf; the tree of the leaves
     "Two species and what is known of their types. Raises ValueError where they cannot be compared."
-    known = {f.__name__: f for f in (cortex, pancreas, pbmc, atlases)}
-    if files:
-        species, tree = two_files(**files)
-    elif dataset == "simulated":
-        species, tree = simulated(seed, small)
-    elif dataset in known:
-        species, tree = known[dataset]()
-    else:
-        raise ValueError(f"dataset={dataset!r} is none of simulated, {', '.join(known)}: "
+    known = {"simulated": partial(simulated, seed, small), "cortex": cortex, "pancreas": pancreas,
+             "pbmc": pbmc, "atlases": atlases}
+    if not files and dataset not in known:
+        raise ValueError(f"dataset={dataset!r} is none of {', '.join(known)}: "
                          "name one of them, or give first and second")
+    species, tree = two_files(**files) if files else known[dataset]()
     a, b = (set(x.obs["type"]) for x in species.values())
     if not a & b:
         raise ValueError("the species have no cell type in common: "
@@ -211,25 +200,17 @@ def level_accuracy(
 ) -> pd.Series: # per level between 1/k and 1; NaN for a level that cannot be wrong
     "Share of types in the branch of their group (section 5.3). Raises ValueError as `prune`."
     def accuracy(groups):
-        codes, names = pd.factorize(groups)
-        if not 1 < len(names) < len(codes):
+        if not 1 < groups.nunique() < len(groups):
             return float("nan")
-        branches = cut_tree(found.linkage, len(names)).ravel()
-        table = np.zeros((len(names), len(names)), dtype=int)
-        np.add.at(table, (branches, codes), 1)
-        return table[linear_sum_assignment(-table)].sum() / len(codes)
+        table = contingency_matrix(cut_tree(found.linkage, groups.nunique()).ravel(), groups)
+        return table[linear_sum_assignment(table, maximize=True)].sum() / len(groups)
     return prune(tree, found.types).apply(accuracy)
 
 # %% ../nbs/44_taxonomy.ipynb #a1cd1b69
-def chance_accuracy(
-    found: Taxonomy, # of `taxonomy`
-    tree: pd.DataFrame, # (types, levels) the reference tree
-    n: int = 200, # shuffles
-    seed: int = 0, # of the shuffles
-) -> pd.Series: # per level
-    "Mean accuracy of the same dendrogram with its types shuffled."
-    rng, tree = np.random.default_rng(seed), prune(tree, found.types)
-    shuffled = (tree.iloc[rng.permutation(len(tree))].set_axis(tree.index) for _ in range(n))
+def chance_accuracy(found: Taxonomy, tree: pd.DataFrame) -> pd.Series: # as `level_accuracy`
+    "Mean accuracy of the same dendrogram with its types shuffled, 200 times from seed 0."
+    rng, tree = np.random.default_rng(0), prune(tree, found.types)
+    shuffled = (tree.iloc[rng.permutation(len(tree))].set_axis(tree.index) for _ in range(200))
     return pd.DataFrame([level_accuracy(found, t) for t in shuffled]).mean()
 
 # %% ../nbs/44_taxonomy.ipynb #3cd0847e
@@ -269,3 +250,38 @@ def recovery_scores(
             A = affinity(embedding, labels, max_cells=100, normalise=normalise, progress=False)
             scores[f"r {normalise}"] = affinity_correlation(A, mine, n=99).r
     return scores
+
+# %% ../nbs/44_taxonomy.ipynb #4f9c1b05
+def species_scores(
+    embedding: dict, # species: (cells, dims)
+    species: dict, # of `read_species`
+    tree: pd.DataFrame | None, # of the leaves; None: no species is scored by itself
+    between: bool, # whether the species lie in one space
+) -> tuple[dict, dict]: # scores; arrays for figures
+    "All scores of an embedding of two species (section 5.4)."
+    types, leaf = ({s: x.obs[k].astype(object).to_numpy() for s, x in species.items()}
+        for k in ("type", "leaf"))
+    found = {s: recovery_scores(Z, leaf[s], tree) if tree is not None else {}
+        for s, Z in embedding.items()}
+    scores = {f"{s} {metric}": x for s, row in found.items() for metric, x in row.items()}
+    b = list(species)[-1]
+    means = class_means(embedding[b], leaf[b])
+    arrays = {"means": means.to_numpy(np.float32), "leaves": means.index.to_numpy(str)}
+    if between:
+        more, A = between_scores(embedding, types)
+        scores |= more
+        arrays |= {"affinity": A.to_numpy(np.float32), "types": np.array([*A.index], str)}
+    return scores, arrays
+
+
+def count_types(species: dict, column: str = "type") -> pd.DataFrame: # types by species
+    "Cells of each type; NaN where a species has none."
+    return pd.DataFrame({s: x.obs[column].dropna().astype(str).value_counts()
+        for s, x in species.items()})
+
+
+def species_settings(species: dict, tree: pd.DataFrame | None) -> dict: # for a `Ledger`
+    "What identifies the cells, their types and their tree."
+    parts = [(x.X, x.var.reset_index(), x.obs[["type", "leaf"]]) for x in species.values()]
+    return {"data": digest(*parts[0], *parts[1]),
+        "tree": None if tree is None else digest(tree.reset_index())}

@@ -45,10 +45,8 @@ def written_parts(adata: AnnData) -> Iterator[tuple[str, object]]: # "obs['donor
             yield f"{where}[{name!r}]", {name: part}
 
 # %% ../nbs/A4_writable.ipynb #b4d9e5e8
-def check_writable(
-    adata: AnnData, # cells that are to be written as .h5ad
-) -> None:
-    "Raises ValueError that names the part that cannot be written, and the way out."
+def check_writable(adata: AnnData) -> None:
+    "Raises ValueError that names the part that no .h5ad can hold, and the way out."
     for name, value in written_parts(adata):
         if why := why_unwritable(value):
             way_out = f"rename or remove adata.{name} first"

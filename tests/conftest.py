@@ -5,11 +5,13 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from scformer_nb import cli
-from scformer_nb.simulate import simulate
+from scformer_nb.screens import prepare_screen, split_perturbations, training_cells
+from scformer_nb.simulate import simulate, simulate_perturbations
 
 SLOW = Path(__file__).with_name("slow.txt")
 SECONDS = 2  # what a fast test may take, alone on a core
@@ -77,3 +79,43 @@ def unwritable(request):
         os.seteuid(0)
     assert path.read_text() == "mine" if path.is_file() else not any(path.iterdir())
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    "A small model of the toy cells, trained for two epochs."
+    from toy import model
+    return model(epochs=2)
+
+
+@pytest.fixture(scope="module")
+def Z(trained):
+    "Its embedding of them."
+    from toy import CELLS
+    Z = trained.embed_cells(CELLS)
+    assert Z.shape == (60, 16) and Z.dtype == np.float32 and np.allclose(np.linalg.norm(Z, axis=1), 1, atol=1e-5)
+    return Z
+
+
+@pytest.fixture(scope="module")
+def adata():
+    "A small simulated screen."
+    return simulate_perturbations(n_genes=40, n_targets=8, n_doubles=10, n_cells=12, seed=3)
+
+
+@pytest.fixture(scope="module")
+def data(adata):
+    "The screen as models take it."
+    return prepare_screen(adata, batch_key="batch")
+
+
+@pytest.fixture(scope="module")
+def split(data):
+    "Its perturbations, for training and for the test."
+    return split_perturbations(data.obs.condition, seed=0)
+
+
+@pytest.fixture(scope="module")
+def train(data, split):
+    "Its training cells."
+    return training_cells(data, split)

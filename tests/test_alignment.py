@@ -11,9 +11,9 @@ from scformer_nb.alignment import (
     align_by_pairs,
     label_transfer,
     match_centres,
-    mean_over_types,
     procrustes,
     refine,
+    shared_recall,
 )
 
 
@@ -23,12 +23,12 @@ def cloud(n=200, d=6, seed=0):
 
 
 @pytest.mark.parametrize(("source", "target", "message"), [
-    (np.where(np.arange(200)[:, None] < 3, np.nan, cloud()), cloud(), "3 of 200 cells of source have NaN"),
-    (cloud(), np.where(np.arange(200)[:, None] == 7, np.inf, cloud()), "1 of 200 cells of target have NaN or infinite"),
+    (np.where(np.arange(200)[:, None] < 3, np.nan, cloud()), cloud(), "source: 3 of 200 cells have NaN"),
+    (cloud(), np.where(np.arange(200)[:, None] == 7, np.inf, cloud()), "target: 1 of 200 cells have NaN or infinite"),
     (cloud(d=6), cloud(d=7), "source has 6 dimensions and target 7"),
     (cloud(29), cloud(), "source has 29 cells at 29 places; fewer than 30"),
-    (cloud()[:, 0], cloud(), "source must be numbers of shape"),
-    (cloud().astype(str), cloud(), "source must be numbers of shape"),
+    (cloud()[:, 0], cloud(), "source: the embedding is .* of shape"),
+    (cloud().astype(str), cloud(), "source: the embedding is .* of shape"),
     (np.ones((50, 6)), cloud(), "source has 50 cells at 1 places; .* all the same"),
 ], ids=["nan", "inf", "dims", "few", "vector", "text", "constant"])
 def test_embeddings_that_cannot_be_aligned(source, target, message):
@@ -93,7 +93,7 @@ def test_label_transfer_is_a_mean_over_types_that_both_have():
     types = {"a": np.repeat(["x", "y"], 10), "b": np.array(["x"] * 30 + ["x"] * 0 + ["y", "x"] + ["only b"] * 5)}
     found = label_transfer(Z, types)
     assert found["a to b"] == (30 / 31 + 1) / 2 and set(found) == {"a to b", "b to a"}
-    assert mean_over_types(np.array([True, False, True]), np.array(["x", "x", "z"]), np.array(["x"])) == 0.5
+    assert shared_recall(np.array(["x", "x", "z"]), np.array(["x", "z", "z"]), np.array(["x"])) == 0.5
 
 
 def test_pairs_by_shared_genes_give_the_rotation():

@@ -19,7 +19,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from scformer_nb import baselines
-from scformer_nb.baselines import BASELINES, DETERMINISTIC, MissingBaseline, quietly, scvi_genes, split_for_scvi
+from scformer_nb.baselines import BASELINES, DETERMINISTIC, SEES_LABELS, MissingBaseline, quietly, scvi_genes, split_for_scvi
 from scformer_nb.data import preprocess
 from scformer_nb.simulate import simulate
 
@@ -32,17 +32,19 @@ def has_seurat():
     return bool(shutil.which("Rscript")) and subprocess.run(["Rscript", "-e", code], capture_output=True).returncode == 0
 
 
-MISSING = {name for name, package in {"Harmony": "harmonypy", "scVI": "scvi"}.items() if not importlib.util.find_spec(package)}
+METHODS = BASELINES | SEES_LABELS
+PACKAGES = {"Harmony": "harmonypy", "scVI": "scvi", "scANVI": "scvi", "CONCORD": "concord"}
+MISSING = {name for name, package in PACKAGES.items() if not importlib.util.find_spec(package)}
 MISSING |= set() if has_seurat() else {"Seurat"}
-SHORT = {"scVI": partial(baselines.scvi, max_epochs=10)}
-each = pytest.mark.parametrize("name", BASELINES)
+SHORT = {"scVI": partial(baselines.scvi, max_epochs=10), "scANVI": partial(baselines.scanvi, max_epochs=10)}
+each = pytest.mark.parametrize("name", METHODS)
 
 
 def embed(name, adata=CELLS, batch_key="batch", seed=0):
     "A short run, skipped where something is missing."
     if name in MISSING:
         pytest.skip(f"{name} is not installed")
-    return SHORT.get(name, BASELINES[name])(adata, batch_key, seed)
+    return SHORT.get(name, METHODS[name])(adata, batch_key, seed)
 
 
 def trace():
@@ -50,7 +52,7 @@ def trace():
     logs = [logging.root, *(logging.getLogger(n) for n in (lightning.__name__, "lightning.pytorch", "py.warnings"))]
     return (random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist(), torch.get_num_threads(), dict(os.environ),
             [list(log.handlers) for log in logs], logging.root.manager.disable, list(warnings.filters), signal.getsignal(signal.SIGINT),
-            dict(matplotlib.rcParams), torch.backends.cudnn.deterministic, os.getcwd(), os.listdir())
+            dict(matplotlib.rcParams), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, os.getcwd(), os.listdir())
 
 
 @each
@@ -86,7 +88,7 @@ def test_a_batch_of_one_cell():
     adata.obs["batch"] = ["alone"] + ["others"] * 59
     with pytest.raises(ValueError, match="batch 'alone' has 1 cells and Seurat's anchors need 6"):
         BASELINES["Seurat"](adata, "batch")
-    for name in ("Harmony", "scVI"):
+    for name in PACKAGES:
         if name not in MISSING:
             assert np.isfinite(embed(name, adata)).all()
 
@@ -95,20 +97,20 @@ def test_a_batch_of_one_cell():
 def test_mistakes_of_the_caller_are_errors(name):
     adata = CELLS.copy()
     with pytest.raises(KeyError, match="batch_key='donor' is not in obs: name one of cell_type, batch"):
-        BASELINES[name](adata, "donor")
+        METHODS[name](adata, "donor")
     adata.obs.loc[adata.obs_names[:3], "batch"] = np.nan
     with pytest.raises(ValueError, match="3 of 60 cells have no batch"):
-        BASELINES[name](adata, "batch")
+        METHODS[name](adata, "batch")
     del adata.layers["counts"]
     with pytest.raises(KeyError, match="no layer 'counts'"):
-        BASELINES[name](adata)
+        METHODS[name](adata)
 
 
-@pytest.mark.parametrize(("name", "package"), [("Harmony", "harmonypy"), ("scVI", "scvi")])
+@pytest.mark.parametrize(("name", "package"), PACKAGES.items())
 def test_a_missing_package(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingBaseline) as caught:
-        BASELINES[name](CELLS, "batch")
+        METHODS[name](CELLS, "batch")
     assert INSTALL in str(caught.value) and "\n" not in str(caught.value) and isinstance(caught.value, ImportError)
 
 
@@ -147,6 +149,42 @@ def test_scvi():
     with quietly():
         split = split_for_scvi(143)                                     # 129 training cells would leave a mini-batch of one
     assert [len(part) for part in split] == [128, 15, 0] and set(np.concatenate(split)) == set(range(143))
+
+
+@each
+def test_labels_are_seen_by_those_alone_that_say_so(name):
+    adata = CELLS.copy()
+    adata.obs["cell_type"] = np.random.default_rng(0).permutation(adata.obs["cell_type"])
+    assert np.array_equal(embed(name), embed(name, adata)) == (name in BASELINES)
+
+
+@pytest.mark.parametrize(("change", "error", "message"), [
+    ({"label_key": "type"}, KeyError, "label_key='type' is not in obs: name one of cell_type, batch"),
+    ({"label_key": "holes"}, ValueError, "1 of 60 cells have no holes: fill it in"),
+    ({"label_key": "one"}, ValueError, "all cells are 'beta' in one: give another label_key")])
+def test_labels_that_scanvi_cannot_learn(change, error, message):
+    adata = CELLS.copy()
+    adata.obs["holes"], adata.obs["one"] = adata.obs["cell_type"].where(np.arange(60) > 0), "beta"
+    with pytest.raises(error, match=message):
+        baselines.scanvi(adata, "batch", **change)
+
+
+@pytest.mark.skipif("scANVI" in MISSING, reason="scVI is not installed")
+def test_scanvi_reads_the_column_that_is_named():
+    adata = CELLS.copy()
+    adata.obs["type"] = adata.obs["cell_type"].to_numpy()
+    found = [baselines.scanvi(adata, "batch", label_key=key, max_epochs=2) for key in ("cell_type", "type", "batch")]
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
+
+
+@pytest.mark.skipif("CONCORD" in MISSING, reason="CONCORD is not installed")
+def test_concord():
+    Z = embed("CONCORD")
+    assert Z.shape == (60, 100) and np.allclose(np.linalg.norm(Z, axis=1), 1, atol=1e-5)
+    adata = CELLS.copy()
+    adata.obs["batch"] = np.arange(60) // 3
+    with pytest.raises(ValueError, match="the largest has 3: merge batches"):
+        embed("CONCORD", adata)
 
 
 def test_ctrl_c_in_lightning_is_a_keyboard_interrupt():

@@ -187,7 +187,7 @@ def test_numbers_that_are_none_are_null(scformer, cells, monkeypatch):
     adata = simulate(n_cells=60, n_genes=50)
     adata.obsm["X_scformer"] = np.ones((60, 3))
     adata.write_h5ad(cells)
-    monkeypatch.setattr("scformer_nb.metrics.evaluate", lambda *args: {"NMI": 0.5, "ASW": float("nan")})
+    monkeypatch.setattr("scformer_nb.score_card.score_card", lambda *args, **more: {"NMI": 0.5, "ASW": float("nan")})
     out = scformer("evaluate", cells, "--label-key", "cell_type", "--json")[0]
     assert json.loads(out, parse_constant=lambda name: 1 / 0) == {"NMI": 0.5, "ASW": None}
 
@@ -205,7 +205,24 @@ def test_the_paper_preset_and_json(model, scformer, cells, tmp_path):
     assert json.loads((tmp_path / "run/model.json").read_text())["recipe"]["loss"] == "ce"
     scformer("embed", model, cells, "-o", tmp_path / "out.h5ad")
     out, said = scformer("evaluate", tmp_path / "out.h5ad", "--label-key", "cell_type", "--json")
-    assert set(json.loads(out)) >= {"AvgBIO", "NMI"} and not said
+    assert set(json.loads(out)) >= {"AvgBIO", "NMI", "kNN_accuracy", "participation_ratio"} and "left out" not in said
+
+
+def test_any_embedding_has_a_card(scformer, tmp_path):
+    adata = simulate(60, 40, 2, 2)
+    adata.obsm["X_line"] = np.linspace(0, 1, 60)[:, None] + np.zeros((1, 3))
+    adata.X = adata.X.astype(float) * .37   # no counts any more
+    adata.write_h5ad(tmp_path / "line.h5ad")
+    command = ["evaluate", tmp_path / "line.h5ad", "--basis", "X_line", "--batch-key", "batch"]
+    out, said = scformer(*command, "--label-key", "cell_type")
+    assert "Overall_no_ASW" in out and "depth_R2" not in out and "X holds no raw counts" in said
+    assert "the participation ratio is 1.0" in said and "compare with PCA" in said
+    assert "within types: say --label-key" in scformer(*command, "--controls", code=2)[1]
+    bounds = json.loads(scformer(*command, "--label-key", "cell_type", "--controls", "--json")[0])
+    assert list(bounds) == ["embedding", "floor", "ceiling"] and bounds["floor"]["kNN_accuracy"] < 1
+    adata.obs["library_size"] = 1000. + np.arange(60)
+    adata.write_h5ad(tmp_path / "line.h5ad")
+    assert "depth R2 is" in scformer(*command, "--label-key", "cell_type")[1]
 
 
 def test_the_demo_is_a_page_on_shipped_cells(scformer, monkeypatch, tmp_path):

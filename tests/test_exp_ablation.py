@@ -17,7 +17,7 @@ def test_a_users_own_file_twice_and_with_corrected_labels(tmp_path):
     notebook = run(PAGE, tmp_path, **parameters)
     ledger = tmp_path / "results/ablation.jsonl"
     before = ledger.read_bytes()
-    assert "open" in shown(notebook, "test_claims(lines") and "w/o MGM, MVC" in shown(notebook, '"paper", option')
+    assert "open" in shown(notebook, "judge_claims(") and "w/o MGM, MVC" in shown(notebook, '"paper", option')
     assert {f.name for f in ledger.parent.glob("*.png")} == {"ablation_mine.png", "ablation_mine_umap.png"}
     run(PAGE, tmp_path, **parameters)
     assert ledger.read_bytes() == before

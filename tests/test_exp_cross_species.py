@@ -6,6 +6,8 @@ import pandas as pd
 import pytest
 from test_pages import run
 
+from scformer_nb.ledger import canonical, plain, read_lines
+from scformer_nb.saucie import method_settings
 from scformer_nb.simulate import simulate_species
 from scformer_nb.taxonomy import MOUSE_BRAIN, MOUSE_BRAIN_CELLS, PERIPHERY
 from scformer_nb.trees import read_tree
@@ -34,6 +36,14 @@ def shown(notebook):
     "All tables of a page as HTML."
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     return " ".join(out.get("data", {}).get("text/html", "") for out in outputs)
+
+
+def test_the_stored_runs_are_those_of_todays_settings():
+    "Else a full run would compute for hours what the ledger has."
+    own = method_settings(epochs=40, epochs_scformer=5, steps=1000)
+    for line in read_lines(notebooks.ROOT / "figures/cross_species.jsonl"):
+        asked = canonical(plain(own[line["method"]]))
+        assert {name: line["settings"].get(name) for name in asked} == asked, line["method"]
 
 
 def test_a_method_that_is_none_stops_the_page_before_it_trains(files, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from scformer_nb import ledger as ledger_module
 from scformer_nb import training
-from scformer_nb.ledger import KEY, Ledger, canonical, mean_sd, read_line, results_table
+from scformer_nb.ledger import CARD, KEY, Ledger, canonical, mean_sd, read_line, results_table
 from scformer_nb.training import Recipe
 
 RUN = {"dataset": "blobs", "method": "PCA", "option": "full", "seed": 0, "settings": {"n_hvg": 1200, "lr": [1e-3, .9]}}
@@ -198,7 +198,7 @@ def test_another_value_of_a_field_is_another_run(tmp_path, tomorrow, other):
     settings = grown(line["settings"])
     settings["recipe"] = settings["recipe"] | other
     name = next(iter(other))
-    with pytest.warns(UserWarning, match=rf"other settings \(recipe \({name}: .* -> {other[name]}\)\): run anew"):
+    with pytest.warns(UserWarning, match=rf"other settings \(recipe.{name}: .* -> {other[name]}\): run anew"):
         assert ask(copy, line, settings, lambda: {"AvgBIO": 0.0})["metrics"] == {"AvgBIO": 0.0}
     assert len(copy.path.read_bytes()) > len(path.read_bytes())
     with warnings.catch_warnings():
@@ -220,6 +220,18 @@ def test_a_recipe_of_something_else_stays_as_it_is(recipe):
 
 
 # tables
+
+def test_the_card_is_shown_when_asked_for():
+    old = {"AvgBIO": .5, "NMI": .4}
+    new = {"AvgBIO": .4, "NMI": .4, "kNN_accuracy": .9, "depth_R2": -.1, "Overall_no_ASW": .6, "confounding": 0.}
+    assert results_table({"old": old, "new": new}).columns.tolist() == ["AvgBIO", "NMI"]
+    table = results_table({"old": old, "new": new}, columns=CARD, missing={"Seurat": "no R here"})
+    assert table.columns.tolist() == [*CARD, "note"] and table.index.tolist() == ["old", "new", "Seurat"]
+    assert set(table.loc["old"]) == {""} and table.loc["new", ["kNN_accuracy", "depth_R2", "kBET"]].tolist() == ["0.900", "-0.100", ""]
+    assert table.loc["new", "Overall_no_ASW"] == "0.600 *"
+    one_of_two = results_table({"PCA": pd.DataFrame([old, new])}, columns=["kNN_accuracy"])   # a seed of before, one of today
+    assert one_of_two.loc["PCA", "kNN_accuracy"] == "0.900"
+
 
 def test_results_table():
     table = results_table({"HVG": {"AvgBIO": .5, "NMI": .4, "resolution": 1.}, "PCA": {"AvgBIO": .7, "NMI": .3}, "none": {"NMI": .9}})

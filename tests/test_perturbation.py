@@ -2,45 +2,19 @@
 import json
 import subprocess
 import sys
-import zipfile
 from dataclasses import asdict, replace
 
-import notebooks  # tools/notebooks.py
 import numpy as np
-import pandas as pd
-import papermill as pm
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_pages import run
 
 from scformer_nb.io import lock_folder
 from scformer_nb.model_files import write_model
 from scformer_nb.perturbation import PERTURBATION_PAPER, PerturbationModel, PerturbationRecipe, PerturbationTask, unseen_cases
-from scformer_nb.screens import parse_condition, prepare_screen, split_perturbations, training_cells
-from scformer_nb.simulate import simulate_perturbations
+from scformer_nb.screens import parse_condition, training_cells
 
 SMALL = PerturbationRecipe(dim=16, d_ff=16, n_blocks=1, max_genes=16, batch_size=16)
-
-
-@pytest.fixture(scope="module")
-def adata():
-    return simulate_perturbations(n_genes=40, n_targets=8, n_doubles=10, n_cells=12, seed=3)
-
-
-@pytest.fixture(scope="module")
-def data(adata):
-    return prepare_screen(adata, batch_key="batch")
-
-
-@pytest.fixture(scope="module")
-def split(data):
-    return split_perturbations(data.obs.condition, seed=0)
-
-
-@pytest.fixture(scope="module")
-def train(data, split):
-    return training_cells(data, split)
 
 
 @pytest.fixture(scope="module")
@@ -259,51 +233,6 @@ def test_wrong_options(train):
         PerturbationModel(train[train.obs.condition.isin(["control", train.obs.condition.cat.categories[-1]])].copy())
     with pytest.raises(ValueError, match="max_epochs=0"):
         PerturbationModel(train, recipe=SMALL).fit(0)
-
-
-# --- the page
-
-PAGE = notebooks.ROOT / "nbs/34_exp_perturbation.ipynb"
-METHODS = ["no change", "additive", "linear", "linear init", "scFormer"]
-
-
-def test_page_on_a_users_file(adata, tmp_path):
-    "Other names for the columns, counts in a layer, `ctrl`, no batches, no gene sets."
-    mine = adata.copy()
-    mine.obs = pd.DataFrame({"guide": mine.obs["condition"].astype(str).replace("control", "ctrl")}, mine.obs_names)
-    mine.layers["raw"], mine.X = mine.X.copy(), mine.X.log1p()
-    del mine.uns["truth"]
-    mine.write_h5ad(tmp_path / "mine.h5ad")
-    own = dict(dataset=str(tmp_path / "mine.h5ad"), condition_key="guide", batch_key="", layer="raw", direction="down", gene_sets="")
-    run(PAGE, tmp_path, **own, methods=METHODS, out=str(tmp_path / "out"))
-    lines = pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True)
-    assert set(lines.method) == {"ceiling", "start", *METHODS} - {"linear init"} and set(lines.dataset) == {"mine"}
-    assert list((tmp_path / "out").glob("perturbation_mine*.png"))
-    with pytest.raises(pm.PapermillExecutionError, match="guides"):
-        run(PAGE, tmp_path, **own | {"condition_key": "guides"}, methods=METHODS, out=str(tmp_path / "out2"))
-    (tmp_path / "human.gmt").write_text("set\tof genes\tGENE0\tGENE1\tGENE2\n")
-    with pytest.raises(pm.PapermillExecutionError, match="sets of another species"):
-        run(PAGE, tmp_path, **own | {"gene_sets": str(tmp_path / "human.gmt")}, methods=METHODS, out=str(tmp_path / "out3"))
-    assert not (tmp_path / "out3" / "perturbation.jsonl").exists(), "before the first model is trained"
-
-
-def test_page_on_the_published_layout_of_gears(adata, tmp_path, monkeypatch):
-    "A zip with log values, symbols in a column of var, and `A+ctrl`."
-    layout = adata.copy()
-    condition = layout.obs["condition"].astype(str)
-    layout.obs["condition"] = condition.where(condition.str.contains(r"\+"), condition + "+ctrl").replace("control+ctrl", "ctrl")
-    layout.obs["cell_type"] = "K562"
-    layout.obs_names = layout.obs_names + "-1"
-    layout.layers["counts"] = layout.X.copy()
-    layout.var["gene_name"] = layout.var_names.to_numpy()
-    layout.var_names = [f"ENSG{i}" for i in range(layout.n_vars)]
-    del layout.uns["truth"]
-    layout.write_h5ad(tmp_path / "perturb_processed.h5ad")
-    with zipfile.ZipFile(tmp_path / "norman.zip", "w") as z:
-        z.write(tmp_path / "perturb_processed.h5ad", "norman/perturb_processed.h5ad")
-    monkeypatch.setenv("SCFORMER_DATA_DIR", str(tmp_path))
-    run(PAGE, tmp_path, dataset="norman_gears", gene_sets="", methods=METHODS, out=str(tmp_path / "out"))
-    assert set(pd.read_json(tmp_path / "out/perturbation.jsonl", lines=True).dataset) == {"norman_gears"}
 
 
 def test_a_screen_too_small_to_hold_anything_out_keeps_the_linear_model(data):

@@ -9,24 +9,7 @@ import pytest
 import torch
 
 from scformer_nb.perturbation_models import MODELS, gears, mlp_baseline, predict_with
-from scformer_nb.screens import prepare_screen, split_perturbations, training_cells
-from scformer_nb.simulate import simulate_perturbations
-
-
-@pytest.fixture(scope="module")
-def data():
-    return prepare_screen(simulate_perturbations(n_genes=40, n_targets=8, n_doubles=10, n_cells=12, seed=3), batch_key="batch")
-
-
-@pytest.fixture(scope="module")
-def split(data):
-    return split_perturbations(data.obs.condition, seed=0)
-
-
-@pytest.fixture(scope="module")
-def train(data, split):
-    return training_cells(data, split)
-
+from scformer_nb.screens import training_cells
 
 OPTIONS = dict(gene_sets={"a": ["gene0", "gene1", "gene2"], "b": ["gene2", "gene3"]}, seed=1, max_epochs=1)
 

@@ -64,6 +64,18 @@ def test_results_come_first_and_once(tmp_path):
     assert not tree.find(id="warnings")
 
 
+def test_a_bad_card_is_a_warning_that_says_what_to_try(tmp_path):
+    page = new_notebook(cells=[new_code_cell("1")])
+    def said(**card):
+        file = report.write_report(page, tmp_path / "r.html", "x", [], [], card=card)
+        found = BeautifulSoup(file.read_text(), "html.parser").find(id="warnings")
+        return [li.get_text() for li in found("li")] if found else []
+    depth, few, told = said(depth_R2=.45, participation_ratio=1.4, confounding=.8)
+    assert "depth R2 is 0.45" in depth and "counts" in depth and "try fewer epochs" in depth
+    assert "participation ratio is 1.4" in few and "compare with PCA" in few and "80% of the batch" in told and "batch_key" in told
+    assert said(depth_R2=.1, participation_ratio=7.5, confounding=.1) == said(AvgBIO=.7) == said() == []
+
+
 def test_tables_keep_their_numbers():
     table = pd.DataFrame({"NMI": ["0.50", "0.70"], "note": ["", "a <b> c"]}, index=pd.Index(["PCA", "scFormer"], name="method"))
     tree = BeautifulSoup(report.marked_table(table.to_html()), "html.parser")

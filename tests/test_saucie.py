@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from scformer_nb.data import preprocess
-from scformer_nb.saucie import batch_loss, remove_batches, saucie, saucie_clusters, unit_variance
+from scformer_nb.saucie import batch_loss, remove_batches, saucie, unit_variance
 from scformer_nb.simulate import simulate
 
 CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch
@@ -56,10 +56,3 @@ def test_batches_are_moved_onto_the_largest():
         torch.manual_seed(0)
         Y = remove_batches(X, batches, 5, np.random.default_rng(0))
     assert Y.shape == X.shape and (Y.std(0) > 0).all()
-
-
-def test_clusters():
-    clusters = saucie_clusters(CELLS, "batch", steps=20, min_cells=5)
-    assert clusters.shape == (60,) and set(clusters) <= set(range(-1, 60))
-    assert (np.bincount(clusters[clusters >= 0]) >= 5).all()
-    assert np.array_equal(clusters, saucie_clusters(CELLS, "batch", steps=20, min_cells=5))

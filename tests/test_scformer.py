@@ -21,19 +21,6 @@ from scformer_nb import scformer
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
 
-
-@pytest.fixture(scope="module")
-def trained():
-    return model(epochs=2)
-
-
-@pytest.fixture(scope="module")
-def Z(trained):
-    Z = trained.embed_cells(CELLS)
-    assert Z.shape == (60, 16) and Z.dtype == np.float32 and np.allclose(np.linalg.norm(Z, axis=1), 1, atol=1e-5)
-    return Z
-
-
 # ---- counts in any form
 
 @pytest.mark.parametrize("backed", [False, True], ids=["in memory", "backed"])

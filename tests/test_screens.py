@@ -18,17 +18,6 @@ from scformer_nb.screens import (
     split_perturbations,
     training_cells,
 )
-from scformer_nb.simulate import simulate_perturbations
-
-
-@pytest.fixture(scope="module")
-def adata():
-    return simulate_perturbations(n_genes=40, n_targets=8, n_doubles=10, n_cells=12, seed=3)
-
-
-@pytest.fixture(scope="module")
-def data(adata):
-    return prepare_screen(adata, batch_key="batch")
 
 
 def renamed(adata, names):

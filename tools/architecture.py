@@ -49,7 +49,7 @@ def rank(page):
     if floor(page) is None:
         return 300
     if page.stem[0] != "A":
-        return 100 + int(page.stem[:2])
+        return 100 + int(page.stem[:2]) + (page.stem[2] != "_") / 2  # 09b comes after 09
     return int(re.match(r"A(\d+)", page.stem)[1]) + (0 if below(page) else 200)
 
 

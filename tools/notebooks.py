@@ -160,10 +160,11 @@ def out_of_sync():
 
 
 def check():
-    "Fail when a notebook is not clean, the package is not what the notebooks export, or the README is not the index page."
+    "Fail when a notebook is not clean, package or README are not what the notebooks say, or exported cells break `style`."
     if stale := out_of_sync():
         sys.exit(f"Out of sync: {', '.join(stale)}. Run nbdev_clean, nbdev_export and make readme, then look at the difference.")
     print(f"{len(pages())} notebooks are clean, package and README are in sync.")
+    style()
 
 
 def crowded():
