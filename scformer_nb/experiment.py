@@ -158,13 +158,13 @@ def settings(self: Experiment) -> dict: # of every method
 @patch
 def train(self: Experiment,
     seed: int, # of weights, mini-batches and masks
-    max_epochs: int, # 0: the network as it is initialised
+    max_epochs: int | None, # None: the recipe's; 0: the network as it is initialised
     recipe: Recipe = DEFAULT, # sizes, switches and weights
 ): # the ScFormer
     "scFormer, trained on the cells of this experiment."
     model = scf.ScFormer(self.adata, batch_key=self.batch_key, layer=self.layer,
         n_hvg=self.n_hvg, seed=seed, recipe=recipe)
-    return model.fit(max_epochs=max_epochs, progress=False) if max_epochs else model
+    return model if max_epochs == 0 else model.fit(max_epochs=max_epochs, progress=False)
 
 # %% ../nbs/13_experiment.ipynb #0c141739
 @patch
@@ -191,7 +191,7 @@ def draw_umaps(self: Experiment,
 def compare(self: Experiment,
     methods: list, # of `check_methods`
     seeds: list, # of the methods
-    max_epochs: int, # of scFormer
+    max_epochs: int | None, # of scFormer; None: the recipe's
 ) -> tuple[dict, dict]: # name: a row of metrics per seed; name: why there is none
     "Every method's embedding of the cells, scored. Raises RuntimeError where scFormer fails."
     def scformer(adata, batch_key, seed):
