@@ -373,8 +373,8 @@ class TrainingRun:
         "Train, validate, add a row, remember the best weights. Raises FloatingPointError."
         epoch, began = len(self.rows), time.perf_counter()
         losses = self.train(epoch, bar) | self.validate()
-        for name in (self.task.monitor, "train_loss"):
-            if name and not math.isfinite(losses[name]):
+        for name in (self.task.monitor or "valid_loss", "train_loss"):
+            if not math.isfinite(losses.get(name, 0)):
                 part = "validation" if name.startswith("valid") else "training"
                 raise FloatingPointError(
                     f"{part} loss {losses[name]} after epoch {epoch + 1}; lower `lr`")
@@ -415,7 +415,7 @@ def train(
     accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
     devices: int = 1, # processes or GPUs
 ) -> pd.DataFrame: # one row an epoch: losses of training and validation, seconds, cells a second
-    "Train and keep the weights of the best epoch. Raises FloatingPointError, OSError, ValueError."
+    "Train, keep the last epoch or the best by `task.monitor`. Raises FloatingPointError, OSError, ValueError."
     if max_epochs < 1:
         raise ValueError(f"max_epochs={max_epochs} must be at least 1")
     if resume and run_dir is None:
