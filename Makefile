@@ -41,10 +41,12 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	@mkdir -p out
 	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/*_$$1.ipynb out/$$1_$$d.ipynb \
 		-p dataset $$d -p full True -p out figures --log-output; done; }; \
-	page exp_clustering "cortex cortex_200genes pbmc3k"; \
-	page exp_integration "kang_pbmc pancreas_5tech pbmc_3chem"; \
+	page exp_clustering "cortex cortex_200genes pbmc3k pbmc4k"; \
+	page exp_integration "kang_pbmc pancreas_5tech pbmc_3chem pancreas_baron_human \
+		pancreas_baron_mouse pancreas_3studies human_cortex_m1_5k"; \
 	page exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
 	page exp_ablation "pancreas_5tech pbmc_3chem"; \
+	page exp_what_is_kept "pancreas_5tech"; \
 	page exp_perturbation "simulated papalexi norman"; \
 	page exp_cross_species "simulated cortex pancreas pbmc"
 

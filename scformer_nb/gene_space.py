@@ -153,7 +153,7 @@ class GeneMethod(NamedTuple):
 
 def gene_methods(
     experiment: Experiment, # whose cells are used
-    max_epochs: int, # of scFormer
+    max_epochs: int | None, # of scFormer; None: the recipe's
     scvi_epochs: int | None, # of scVI; None: as many as scvi-tools thinks right
 ) -> dict: # name: GeneMethod, none of which is computed yet
     "All gene vectors that are compared; those of a seed are computed once."

@@ -31,9 +31,9 @@ def test_a_users_own_file_twice_and_with_corrected_labels(tmp_path):
 
 def test_without_labels_batches_are_scored(tmp_path):
     notebook = run(PAGE, tmp_path, **own_parameters(PAGE, tmp_path, label_key=""))
-    assert "ASW_batch" in shown(notebook, '"ours", option') and "AvgBIO" not in shown(notebook, '"ours", option')
+    assert "ASW_batch" in shown(notebook, '"paper", option') and "AvgBIO" not in shown(notebook, '"paper", option')
 
 
 def test_one_batch_says_so(tmp_path):
-    with pytest.raises(pm.PapermillExecutionError, match="DAR and DSBN need two or more"):
+    with pytest.raises(pm.PapermillExecutionError, match="correction, DAR and DSBN need two or more"):
         run(PAGE, tmp_path, **own_parameters(PAGE, tmp_path, batch_key="one"))

@@ -12,7 +12,7 @@ FEW = ["PCA", "scFormer"]
 def test_a_users_own_file(tmp_path):
     notebook = run(PAGE, tmp_path, **own_parameters(PAGE, tmp_path, methods=FEW))
     assert "5 of 160 cells have no label" in shown(notebook)
-    table = shown(notebook, "results_table(runs")
+    table = shown(notebook, "results_table(runs, missing=failed)")
     assert "PCA" in table and "scFormer" in table and "AvgBIO" in table and "*" in table
     drawn = {file.name for file in (tmp_path / "results").iterdir()}
     assert drawn == {"clustering.jsonl", "clustering.png", "clustering_mine_umap.png", "clustering_mine_history.png", "umap"}
@@ -20,7 +20,7 @@ def test_a_users_own_file(tmp_path):
 
 def test_without_labels_the_page_shows_what_needs_none(tmp_path):
     notebook = run(PAGE, tmp_path, **own_parameters(PAGE, tmp_path, methods=FEW, label_key=""))
-    assert "nothing to score" in shown(notebook, "results_table(runs")
+    assert "nothing to score" in shown(notebook, "results_table(runs, missing=failed)")
     assert (tmp_path / "results/clustering_mine_umap.png").exists() and not (tmp_path / "results/clustering.png").exists()
 
 

@@ -15,7 +15,7 @@ FEW = ["PCA", "scFormer"]
 
 def test_a_users_own_file(tmp_path):
     notebook = run(PAGE, tmp_path, **own_parameters(PAGE, tmp_path, methods=FEW))
-    assert "5 of 160 cells have no label" in shown(notebook) and "Overall" in shown(notebook, "results_table(runs")
+    assert "5 of 160 cells have no label" in shown(notebook) and "Overall" in shown(notebook, "results_table(runs, missing=failed)")
     drawn = {file.name for file in (tmp_path / "results").glob("integration_mine_*.png")}
     assert drawn == {f"integration_mine_{part}.png" for part in ("types", "batches", "history")}
 
@@ -26,7 +26,7 @@ def test_types_that_lie_in_one_batch_each(tmp_path):
     cells.obs["plate"] = "plate of " + cells.obs["my_label"].astype(object).fillna("type_0").astype(str)
     cells.write_h5ad(parameters["dataset"])
     notebook = run(PAGE, tmp_path, **parameters)
-    table = shown(notebook, "results_table(runs")
+    table = shown(notebook, "results_table(runs, missing=failed)")
     assert "mixing cannot be told from types" in shown(notebook) and "AvgBIO" in table and "Overall" not in table
 
 

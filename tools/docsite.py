@@ -192,6 +192,7 @@ def message_tables():
 
 # of other experiments: the first four
 SCORES = {"clustering": ["AvgBIO"], "integration": ["AvgBIO", "AvgBATCH", "Overall"], "ablation": ["Overall"],
+    "what_is_kept": ["depth_R2", "participation_ratio", "CiLISI", "kNN_accuracy"],
     "perturbation": ["corr_delta_de", "corr_delta", "corr"], "gene_embeddings": ["same type, all genes", "shared GO term"],
     "cross_species": ["mouse level 1", "mouse level 2", "human to mouse", "mouse to human", "counterparts"]}
 NO_SCORES = {"seed", "seconds", "resolution", "n_seeds"}
