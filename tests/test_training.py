@@ -369,7 +369,7 @@ def test_validation_never_sees_training_cells(monkeypatch):
 
 
 def test_the_learning_rate_falls_after_each_epoch():
-    task = watched(3, recipe=replace(RECIPE, warmup_steps=0, lr=1e-3, lr_decay=0.5))
+    task = watched(3, recipe=replace(RECIPE, warmup_steps=0, lr=1e-3, lr_decay=0.5, half_life=None))
     assert np.allclose(task.rates, np.repeat([1e-3, 5e-4, 2.5e-4], len(task.rates) // 3))
 
 
@@ -390,7 +390,7 @@ def test_a_fit_that_is_not_told_how_long_takes_as_many_epochs_as_the_recipe_need
 
 
 def test_the_learning_rate_rises_over_the_first_steps():
-    task = watched(1, recipe=replace(RECIPE, warmup_steps=10, lr=1e-3))
+    task = watched(1, recipe=replace(RECIPE, warmup_steps=10, lr=1e-3, half_life=None))
     assert np.allclose(task.rates, 1e-4 * np.arange(1, len(task.rates) + 1))
 
 
