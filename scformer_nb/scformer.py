@@ -174,7 +174,7 @@ def fit(self: ScFormer,
     accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
     devices: int = 1, # processes or GPUs
 ) -> "ScFormer": # itself
-    "Train, and correct for batches; losses are in `history`. Raises ValueError, FloatingPointError."
+    "Train and correct for batches; losses: `history`. Raises ValueError, FloatingPointError."
     if self.cells is None:
         raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
     if len(self.history) and not resume:

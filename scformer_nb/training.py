@@ -415,7 +415,7 @@ def train(
     accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
     devices: int = 1, # processes or GPUs
 ) -> pd.DataFrame: # one row an epoch: losses of training and validation, seconds, cells a second
-    "Train, keep the last epoch or the best by `task.monitor`. Raises FloatingPointError, OSError, ValueError."
+    "Train, keep the best or the last epoch. Raises FloatingPointError, OSError, ValueError."
     if max_epochs < 1:
         raise ValueError(f"max_epochs={max_epochs} must be at least 1")
     if resume and run_dir is None:
