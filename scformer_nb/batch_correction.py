@@ -71,8 +71,8 @@ def correct_batches(
     "The embedding with like cells of all batches in one place, after Harmony."
     Z, rng = np.asarray(Z, np.float64), np.random.default_rng(seed)
     B = np.eye(batch.max() + 1)[batch]
-    n_groups = min(100, max(2, round(len(Z) / 30)), len(Z))
     U = unit_rows(Z)
+    n_groups = min(100, max(2, round(len(Z) / 30)), len(np.unique(U, axis=0)))
     centres = KMeans(n_groups, n_init=1, max_iter=25, random_state=seed).fit(U).cluster_centers_
     R = np.exp(2 * (U @ unit_rows(centres).T - 1) / SIGMA)
     R /= R.sum(1, keepdims=True)

@@ -174,10 +174,11 @@ def write_h5ad(adata, path: Path) -> None:
         adata.write_h5ad(file)
 
 # %% ../nbs/52_cli.ipynb #e20b3003
-@_command("fit my.h5ad --batch-key batch --epochs 15 -o run")
+@_command("fit my.h5ad --batch-key batch -o run")
 def fit(
     data: Data, out: NewFolder, batch_key: BatchKey = None, layer: Layer = None,
-    epochs: Epochs = 15,
+    epochs: _option(int | None, "Passes over the cells, those before --resume included; "
+        "none: as many as the recipe needs.", min=1) = None,
     n_hvg: _option(int, "Highly variable genes to use.", min=2) = 1200,
     preset: _option(Literal["default", "paper"], "Our recipe, or the paper's.") = "default",
     seed: Seed = 0, resume: Resume = False,

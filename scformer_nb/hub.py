@@ -41,16 +41,17 @@ def describe_data(facts: dict) -> str: # e.g. "pancreas: 500 cells, ..."
             f"{batches} sequencing batches, {settings['n_bins']} bins.")
 
 # %% ../nbs/A5_hub.ipynb #59c3b1da
-def describe_training(history: pd.DataFrame) -> str:
-    "Losses of the first, the best and the last epoch, as Markdown"
+def describe_training(history: pd.DataFrame, latent: int) -> str:
+    "Losses of the first epoch, the one whose weights were kept, and the last, as Markdown"
     if history.empty:
         return "Not trained."
-    best = int(history.get("valid_mgm", history["valid_loss"]).argmin())
-    rows = history.iloc[sorted({0, best, len(history) - 1})]
+    last, best = len(history) - 1, int(history.get("valid_mgm", history["valid_loss"]).argmin())
+    rows = history.iloc[sorted({0, last if latent else best, last})]
     rows = rows.drop(columns=["seconds", "cells_per_second"]).astype({"epoch": object})
-    which = f"{len(history)} epochs; the weights are those of epoch {best + 1}"
+    of_best = f"epoch {best + 1}, which has the lowest validation loss"
     table = markdown_table(list(rows), rows.to_numpy().tolist())
-    return f"{which}, which has the lowest validation loss.\n\n{table}"
+    kept = "the last" if latent else of_best
+    return f"{last + 1} epochs; the weights are those of {kept}.\n\n{table}"
 
 # %% ../nbs/A5_hub.ipynb #c1eab109
 USE = """```python
@@ -67,7 +68,7 @@ def describe_run(model: ScFormer, repo_id: str) -> dict[str, str]: # heading: Ma
     options = [["seed", facts["settings"]["seed"], 0], *changed]
     return {"Use": USE.format(repo_id=repo_id), "Data": describe_data(facts),
             "Settings": markdown_table(["option", "this model", "default"], options),
-            "Training": describe_training(model.history),
+            "Training": describe_training(model.history, facts["recipe"]["latent"]),
             "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items())}
 
 # %% ../nbs/A5_hub.ipynb #c72a1443

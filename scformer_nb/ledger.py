@@ -149,7 +149,8 @@ def table(self: Ledger) -> pd.DataFrame: # key, settings as text, seconds, metri
 def summary(self: Ledger) -> pd.DataFrame: # mean and `_sd` of each number; n_seeds
     "Mean and standard deviation (n - 1) over seeds, by dataset, method, option, settings."
     runs = self.table().drop(columns=["experiment", "seed"])
-    runs = runs.drop(columns=[c for c in runs if c.endswith("_sd")]) # of one run, such as NMI_ARI_sd
+    spread = [c for c in runs if c.endswith("_sd")] # within one run, such as NMI_ARI_sd
+    runs = runs.drop(columns=spread)
     runs = runs.groupby(["dataset", "method", "option", "settings"], sort=False)
     mean, sd = runs.mean(numeric_only=True), runs.std(numeric_only=True)
     both = pd.concat([mean, sd.add_suffix("_sd")], axis=1)

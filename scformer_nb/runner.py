@@ -96,7 +96,8 @@ _LEAST = {"n_hvg": 2, "seeds": 0} # of other whole numbers 1
 
 def check_value(p: Parameter, value: object) -> None:
     "Raises ValueError for a number out of range, an unknown or repeated word, nothing at all."
-    values, least = value if p.type == "list" else [value], _LEAST.get(p.name, 1)
+    values = value if p.type == "list" else [value]
+    least = 0 if re.search(r"\b0: ", p.help) else _LEAST.get(p.name, 1)
     words = (p.default if p.type == "list" else []) + re.findall(r'"([^"]+)"', p.help)
     if values in ([], [""]) and p.default and "empty:" not in p.help:
         raise ValueError(f"the value is empty, and the page needs one: {p.help}")

@@ -174,7 +174,7 @@ def fit(self: ScFormer,
     accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
     devices: int = 1, # processes or GPUs
 ) -> "ScFormer": # itself
-    "Train and keep the epoch with the best validation loss; the losses are in `history`."
+    "Train, and correct for batches; see `history`. Raises ValueError, FloatingPointError."
     if self.cells is None:
         raise ValueError("a loaded model has no training data; make a new ScFormer(adata) to train")
     if len(self.history) and not resume:
@@ -182,7 +182,7 @@ def fit(self: ScFormer,
     before = deepcopy(self.network.state_dict())
     task = ScFormerTask(self.network, self.cells, self.settings["seed"])
     try:
-        epochs = max_epochs or self.recipe.max_epochs(task.n_cells)
+        epochs = self.recipe.max_epochs(task.n_cells) if max_epochs is None else max_epochs
         self.history = train(task, epochs, run_dir=run_dir, resume=resume, progress=progress,
                              accelerator=accelerator, devices=devices)
         if self.network.batch_shift is not None:

@@ -12,6 +12,7 @@ from scformer_nb.heads import HEADS, BatchClassifier, Head, HeadInput, Heads, He
 from scformer_nb.tokens import CellTokens, Vocabulary, make_batch
 
 SIZES = HeadSizes(dim=8, n_genes=30, n_bins=10, n_batches=2)
+LATENT = replace(SIZES, latent=3)
 ALL = dict.fromkeys(HEADS, 1.0)
 COUNTS = sp.csr_matrix(np.random.default_rng(0).poisson(1.2, size=(6, 30)).astype(np.float32))
 CELLS = CellTokens(COUNTS.minimum(9).astype(np.uint8), COUNTS, Vocabulary([f"gene{i}" for i in range(30)]), np.repeat([0, 1], 3))
@@ -84,9 +85,9 @@ def test_a_new_head_is_one_class(parts, monkeypatch):
 
 
 def test_a_head_starts_the_same_whichever_others_are_on():
-    whole = drawn(ALL).state_dict()
+    whole = drawn(ALL, LATENT).state_dict()
     for name in HEADS:
-        alone = drawn({name: 1.0})
+        alone = drawn({name: 1.0}, LATENT)
         assert alone.weights.keys() == {name} and all(torch.equal(w, whole[k]) for k, w in alone.state_dict().items())
 
 
@@ -105,25 +106,57 @@ def test_visible_genes_have_no_part_in_the_losses(parts, loss):
     others = replace(b, bins=torch.where(b.hidden, b.bins, 9 - b.bins), counts=torch.where(b.hidden, b.counts, 1e3),
         values=torch.where(b.masked, b.values, 9.0))
     after = heads(genes, h, h_c, others)
-    assert all(torch.equal(before[k], after[k]) for k in HEADS)
+    assert before.keys() - {"nb"} == HEADS.keys() - {"kl", "nb"}, "nb asks for all genes"
+    assert all(torch.equal(before[k], after[k]) for k in before if k != "nb")
     hidden = replace(b, bins=torch.where(b.hidden, (b.bins + 1) % 10, b.bins), counts=torch.where(b.hidden, b.counts + 1, b.counts),
         values=torch.where(b.masked, 9 - b.values, b.values))
     changed = heads(genes, h, h_c, hidden)
     assert all(not torch.equal(before[k], changed[k]) for k in ("mgm", "mvc", "zero", "count"))
 
 
-def test_dar_and_ecs_never_see_the_batch_embedding(parts):
-    heads = drawn(ALL)
+@pytest.mark.parametrize("sizes", [SIZES, LATENT], ids=["h_c", "bottleneck"])
+def test_what_shapes_the_cells_never_sees_the_batch_embedding(parts, sizes):
+    heads = drawn(ALL, sizes).eval()
     before = heads(*parts)
     with torch.no_grad():
         heads.batch.weight += 1
     after = heads(*parts)
-    assert {k for k in HEADS if torch.equal(before[k], after[k])} == {"ecs", "dar"}
+    assert {k for k in before if torch.equal(before[k], after[k])} == before.keys() & {"ecs", "dar", "kl"}
 
 
 def test_an_unknown_head_is_an_error():
     with pytest.raises(ValueError, match="unknown heads gepc; known are mgm, "):
         drawn(dict(gepc=1.0))
+
+
+# ---- the bottleneck and the counts of all genes
+
+@pytest.mark.parametrize("change", [lambda X: X * 0 + 1e6, lambda X: X * 1e6, lambda X: X * 0, lambda X: X * np.array([[0], *[[1]] * 5]),
+                                    lambda X: X * .37], ids=["1e6 everywhere", "times 1e6", "no counts", "an empty cell", "fractions"])
+def test_any_counts_have_a_finite_likelihood_and_gradient(change):
+    X = sp.csr_matrix(change(COUNTS.toarray()).astype(np.float32))
+    bins = sp.csr_matrix((X.toarray() > 0).astype(np.uint8))
+    b = make_batch(CellTokens(bins, X, CELLS.vocab, CELLS.batch), np.arange(6), 0.4, rng=np.random.default_rng(0))
+    heads, h = drawn(dict(kl=2.0, nb=10.0), LATENT), torch.randn(*b.genes.shape, 8)
+    losses = heads(torch.randn(30, 8), h, h[:, 0], b)
+    heads.total(losses).backward()
+    assert losses.keys() == {"kl", "nb"} and all(torch.isfinite(v) for v in losses.values())
+    assert all(torch.isfinite(w.grad).all() for w in heads.parameters() if w.grad is not None)
+
+
+def test_nothing_is_random_in_evaluation(parts):
+    heads = drawn(ALL, LATENT)
+    assert not torch.equal(heads(*parts)["nb"], heads(*parts)["nb"]), "in training a code is drawn"
+    heads.eval()
+    first, second = heads(*parts), heads(*parts)
+    assert all(torch.equal(first[k], second[k]) for k in HEADS)
+
+
+def test_each_weight_of_the_default_heads_has_a_gradient(parts):
+    "A weight that no loss uses would keep several processes waiting for each other."
+    heads = drawn(dict(kl=2.0, nb=10.0), LATENT)
+    heads.total(heads(*parts)).backward()
+    assert [k for k, w in heads.named_parameters() if w.grad is None] == []
 
 
 # ---- weights of version 0.1.0

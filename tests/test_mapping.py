@@ -11,7 +11,7 @@ from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
-SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
+SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 
 
 def clouds(n, types=4, shift=0.0, seed=0):

@@ -20,6 +20,7 @@ from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy, wit
 from scformer_nb import scformer
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
+from scformer_nb.simulate import simulate
 
 # ---- counts in any form
 
@@ -228,6 +229,38 @@ def test_few_cells_or_genes_train(cells, genes):
     few = CELLS[:cells, :genes].copy()
     made = model(few, epochs=2, batch_key=None)
     assert np.isfinite(made.embed_cells(few)).all() and np.isfinite(made.history.valid_loss).all()
+
+
+@pytest.mark.parametrize("recipe", [RECIPE, DSBN], ids=["default", "paper"])
+@pytest.mark.filterwarnings("ignore:.* have one cell only", "ignore:.* cells express none")
+def test_twelve_cells_one_of_them_a_batch_train(recipe):
+    few = CELLS[:12].copy()
+    few.obs["batch"] = ["y"] + ["x"] * 11
+    made = model(few, epochs=2, recipe=recipe)
+    assert np.isfinite(made.embed_cells(few)).all() and np.isfinite(made.history.valid_loss).all()
+
+
+def test_batches_of_one_type_train():
+    alike = simulate(60, 60, 1, 2)
+    made = model(alike, epochs=2)
+    assert made.network.batch_shift is not None and np.isfinite(made.embed_cells(alike)).all()
+
+
+# ---- batch correction
+
+def test_the_correction_is_learned_once_there_are_batches_and_saved(trained, Z, tmp_path):
+    assert trained.network.batch_shift.shift[2].weight.any() and model(batch_key=None).network.batch_shift is None
+    assert model(recipe=replace(RECIPE, correct=False)).network.batch_shift is None
+    trained.save(tmp_path / "model")
+    loaded = ScFormer.load(tmp_path / "model")
+    assert loaded.network.batch_shift.shift[2].weight.any() and np.array_equal(loaded.embed_cells(CELLS), Z)
+
+
+def test_an_embedding_of_any_length_or_of_length_one(Z):
+    "The bottleneck's numbers are as they are; `h_c` itself is scaled, as in models of before."
+    assert Z.shape == (60, RECIPE.latent) and np.ptp(np.linalg.norm(Z, axis=1)) > .01
+    before = model(epochs=1, recipe=replace(RECIPE, latent=0, kl=0.)).embed_cells(CELLS)
+    assert before.shape == (60, RECIPE.dim) and np.allclose(np.linalg.norm(before, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_hvg", [60, 61, 1200])

@@ -37,7 +37,7 @@ def test_any_number_of_cells_and_batches(n_cells, donors):
 def test_a_model_of_any_number_of_donors(n_cells, donors):
     adata = simulate(n_cells, 80, 3, 1)
     adata.obs["donor"] = [f"donor_{i % (donors or n_cells)}" for i in range(n_cells)]
-    recipe = replace(DEFAULT, dim=16, n_blocks=1, d_ff=16, max_masked=16)
+    recipe = replace(DEFAULT, dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
     model = ScFormer(adata, batch_key="donor", recipe=recipe).fit(1, progress=False, accelerator="cpu")
     assert np.isfinite(model.embed_cells(adata)).all()
 

@@ -25,8 +25,11 @@ from scformer_nb.simulate import simulate
 from scformer_nb.tokens import make_batch
 from scformer_nb.training import DEFAULT, PAPER, Recipe, ScFormerTask, TrainingTask, split_cells, train
 
-SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
+SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 RECIPE = replace(DEFAULT, **SMALL)
+OLD_DEFAULT = Recipe(max_genes=150, mask_ratio=.4, n_blocks=4, latent=0, correct=False, mgm=1., mvc=1., zero=5., count=5., dar=.3,
+    kl=0., nb=0., batch_size=16, lr=1e-3, lr_decay=.9, half_life=None, warmup_steps=100, epochs=30, steps=0)
+OLD = replace(OLD_DEFAULT, **SMALL)
 CELLS = simulate(60, 60, 3, 2)
 
 
@@ -214,7 +217,8 @@ def test_a_signal_ends_a_run_in_order(uninterrupted, monkeypatch, tmp_path, numb
     assert same(model(4, tmp_path, resume=True), uninterrupted)
 
 
-@pytest.mark.parametrize("recipe", [replace(RECIPE, dropout=0.2, dsbn=True), replace(PAPER, **SMALL)], ids=["dropout, DSBN", "paper"])
+@pytest.mark.parametrize("recipe", [RECIPE, OLD, replace(RECIPE, dropout=0.2, dsbn=True), replace(PAPER, **SMALL)],
+                         ids=["default", "old default", "dropout, DSBN", "paper"])
 def test_embedding_between_fit_and_resume_changes_nothing(tmp_path, recipe):
     "It leaves the network in evaluation mode, and training has to leave that."
     made = model(2, tmp_path, recipe=recipe)
@@ -255,7 +259,7 @@ from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT
 
-recipe = replace(DEFAULT, dim=16, n_blocks=1, d_ff=16, max_masked=16)
+recipe = replace(DEFAULT, dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 model = ScFormer(simulate(60, 60, 3, 2), batch_key="batch", recipe=recipe)
 print("ready", flush=True)
 sys.stdin.readline()  # both are let go at the same moment
@@ -328,7 +332,7 @@ class Watched(ScFormerTask):
 
     def validate(self, device):
         found = super().validate(device)
-        return found | {"valid_mgm": self.scores.pop(0)} if self.scores else found
+        return found | {self.monitor: self.scores.pop(0)} if self.scores else found
 
 
 def watched(epochs, scores=(), recipe=RECIPE):
@@ -339,10 +343,19 @@ def watched(epochs, scores=(), recipe=RECIPE):
     return task
 
 
-def test_the_best_epoch_is_kept_not_the_last():
-    kept = watched(3, [3.0, 1.0, 2.0]).network.state_dict()
-    best, last = (watched(n, [3.0, 2.0, 1.0]).network.state_dict() for n in (2, 3))
+@pytest.mark.parametrize("recipe", [OLD, replace(OLD, mgm=0)], ids=["by MGM", "by the sum"])
+def test_the_best_epoch_is_kept_not_the_last(recipe):
+    kept = watched(3, [3.0, 1.0, 2.0], recipe).network.state_dict()
+    best, last = (watched(n, [3.0, 2.0, 1.0], recipe).network.state_dict() for n in (2, 3))
     assert all(torch.equal(kept[k], best[k]) for k in kept) and not all(torch.equal(kept[k], last[k]) for k in kept)
+
+
+def test_with_a_bottleneck_the_last_epoch_is_kept():
+    "Its price for information is a goal of training, not a sign of being over-trained."
+    task = watched(3)
+    assert task.monitor is None and task.state["best"]["epoch"] == 3
+    kept, last = task.network.state_dict(), task.state["network"]
+    assert all(torch.equal(kept[k], last[k]) for k in kept)
 
 
 def test_validation_never_sees_training_cells(monkeypatch):
@@ -358,6 +371,22 @@ def test_validation_never_sees_training_cells(monkeypatch):
 def test_the_learning_rate_falls_after_each_epoch():
     task = watched(3, recipe=replace(RECIPE, warmup_steps=0, lr=1e-3, lr_decay=0.5))
     assert np.allclose(task.rates, np.repeat([1e-3, 5e-4, 2.5e-4], len(task.rates) // 3))
+
+
+def test_the_learning_rate_halves_by_steps():
+    task = watched(2, recipe=replace(RECIPE, warmup_steps=0, lr=1e-3, half_life=3))
+    assert np.allclose(task.rates, 1e-3 * 0.5 ** (np.arange(len(task.rates)) / 3)) and len(task.rates) == 8
+
+
+@pytest.mark.parametrize("n_cells, epochs", [(1, 800), (128, 800), (129, 400), (900, 100), (10_000, 11), (10**6, 5)])
+def test_small_data_are_seen_more_often(n_cells, epochs):
+    "800 steps of 128 cells, or five epochs where those are more."
+    assert DEFAULT.max_epochs(n_cells) == epochs and PAPER.max_epochs(n_cells) == 30
+
+
+def test_a_fit_that_is_not_told_how_long_takes_as_many_epochs_as_the_recipe_needs():
+    made = model(recipe=replace(RECIPE, steps=10, epochs=2)).fit(progress=False, accelerator="cpu")
+    assert len(made.history) == 3, "54 cells are four steps an epoch"
 
 
 def test_the_learning_rate_rises_over_the_first_steps():
@@ -382,7 +411,7 @@ def test_every_recipe_in_the_ledgers_is_understood():
     lines = [json.loads(line)["settings"].get("recipe", {}) for path in LEDGERS for line in path.read_text().splitlines()]
     recipes = [recipe for recipe in lines if "mask_ratio" in recipe]
     read = [Recipe.from_dict(recipe) for recipe in recipes]
-    assert len(read) > 300 and DEFAULT in read
+    assert len(read) > 300 and {DEFAULT, OLD_DEFAULT} & set(read)
     assert all(new.d_ff == old.get("hidden", new.d_ff) for new, old in zip(read, recipes, strict=True))
     assert all(new.svd_init == old.get("warm_start", new.svd_init) for new, old in zip(read, recipes, strict=True))
 
@@ -520,7 +549,7 @@ from scformer_nb.training import DEFAULT, PAPER
 
 if __name__ == "__main__":
     folder, adata = sys.argv[1], simulate(60, 60, 3, 2)
-    small = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
+    small = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
     for name, batch_key, recipe in (("batches", "batch", DEFAULT), ("alone", None, DEFAULT), ("paper", "batch", PAPER)):
         model = ScFormer(adata, batch_key=batch_key, recipe=replace(recipe, **small))
         model.fit(2, f"{folder}/{name}", progress=False, accelerator="cpu", devices=2)
@@ -549,7 +578,8 @@ def test_two_processes_train_one_model(tmp_path, launcher):
         one = model(2, recipe=recipe, batch_key=batch_key)  # the same cells, other steps: losses are close, not equal
         assert np.allclose(losses.valid_loss, one.history.valid_loss, rtol=0.1) and not losses.valid_loss.equals(one.history.valid_loss)
         alone = ScFormerTask(loaded.network, one.cells).validate(torch.device("cpu"))
-        assert alone["valid_mgm"] == losses.valid_mgm.min(), "over all held-out cells, as one process does it"
+        kept = losses.valid_loss.iloc[-1] if recipe.latent else losses.valid_mgm.min()
+        assert alone["valid_loss" if recipe.latent else "valid_mgm"] == kept, "over all held-out cells, as one process does it"
         assert files(tmp_path / name) == ["history.csv", "last.ckpt", "model"]
 
 

@@ -10,7 +10,7 @@ from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
-SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16)
+SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 RECIPE, DSBN = replace(DEFAULT, **SMALL), replace(PAPER, **SMALL)
 CELLS = simulate(60, 60, 3, 2)
 COUNTS = CELLS.X

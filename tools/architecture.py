@@ -197,19 +197,23 @@ def grid(ax, x, y, rows, colors, size=.3):
             ax.add_patch(Rectangle((x + j * size, y - i * size), size, size, fc=face, ec="white", lw=1, zorder=4))
 
 
-HEADS = [
-    ("MGM", "which bin has a hidden gene?", "gene"),
-    ("MVC", "the same, from the cell alone", "cell"),
-    ("zero", "is a hidden gene expressed?", "cell"),
-    ("count", "how are hidden counts shared?", "cell"),
-    ("ECS", "pull like cells together", "cell"),
-    ("DAR", "forget the sequencing batch", "cell"),
-]
+ASKS = {
+    "nb": "how many molecules\nhas each gene?",
+    "kl": "no more than\nthat takes",
+    "mgm": "a hidden gene's bin,\nfrom its own vector",
+    "mvc": "the same,\nfrom the cell alone",
+    "zero": "is a hidden gene\nexpressed?",
+    "count": "how are hidden\ncounts shared?",
+    "ecs": "pull like cells\ntogether",
+    "dar": "forget the\nsequencing batch",
+}
 
 
 def draw_model():
     "The way of a cell through scFormer, from counts to embeddings."
     import matplotlib.pyplot as plt
+
+    from scformer_nb.training import DEFAULT
     blue, green, violet, orange, grey = "#4c72b0", "#3f8f5b", "#8172b3", "#b9791c", "#555555"
     shade = plt.get_cmap("Blues")
     fig, ax = plt.subplots(figsize=(12, 5.3), facecolor="white")
@@ -232,9 +236,9 @@ def draw_model():
     bins = [[0, 2, 1, 0, 3], [2, 0, 1, 3, 0], [0, 1, 0, 3, 2]]
     grid(ax, .2, 3.05, bins, lambda b: shade(.12 + .25 * b))
     note(.95, 2.15, "bins: 0, 1 (low) ... 50 (high)")
-    note(.95, 1.7, "in training 40% are hidden", color="#333333")
+    note(.95, 1.7, f"in training {DEFAULT.mask_ratio:.0%} are hidden")
     grid(ax, .2, 1.15, [[0, 2, None, 0, None]], lambda b: shade(.12 + .25 * b))
-    note(.95, .65, "dark: hidden", fontsize=8.5, color=grey)
+    note(.95, .65, f"{DEFAULT.max_genes} of the rest are drawn", fontsize=8.5, color=grey)
     arrow(ax, (2, 2.9), (2.75, 2.9))
 
     title(3.95, "tokens", blue)
@@ -245,34 +249,44 @@ def draw_model():
         if i:
             note(3.95, y + .89, "+", fontsize=13, color=blue)
     note(3.95, 1.75, "one vector for each\ngene of the cell, and <cls>\nfor the cell as a whole")
-    arrow(ax, (5.15, 2.9), (5.77, 2.9))
+    arrow(ax, (5.15, 3.3), (5.77, 3.3))
 
     title(6.75, "transformer", green)
-    box(ax, 5.8, 1.55, 1.9, 3.6, "", green)
-    for i in range(4):
-        box(ax, 5.9, 4.3 - .85 * i, 1.7, .62, f"block {i + 1}", green, fontsize=10.5)
-        if i:
-            arrow(ax, (6.75, 5.15 - .85 * i), (6.75, 4.92 - .85 * i), green)
-    note(6.75, 1.05, "each gene attends\nto the visible genes\nof its cell")
-    arrow(ax, (7.72, 3.9), (8.45, 4.45))
-    arrow(ax, (7.72, 3.0), (8.45, 2.45))
+    height = .85 * DEFAULT.n_blocks
+    box(ax, 5.8, 3.3 - height / 2, 1.9, height + .15, "", green)
+    for i in range(DEFAULT.n_blocks):
+        box(ax, 5.9, 2.64 + height / 2 - .85 * i, 1.7, .62, f"block {i + 1}", green, fontsize=10.5)
+    asked = "<cls>" if DEFAULT.n_blocks == 1 and not DEFAULT.mgm else "each gene"
+    note(6.75, 2.75 - height / 2, f"{asked} attends\nto the visible genes\nof its cell")
+    arrow(ax, (7.72, 3.4), (8.45, 3.95), green)
 
     title(9.3, "what it learns", violet)
-    box(ax, 8.5, 4.15, 1.6, .75, "h", violet, fontsize=12, fontstyle="italic")
-    note(9.3, 3.9, "a vector for each gene\nin this cell", fontsize=8.5, va="top", color=grey)
-    box(ax, 8.5, 1.95, 1.6, .75, r"$h_c$", violet, fontsize=12)
-    note(9.3, 1.72, "a vector for the cell", fontsize=8.5, va="top", color=grey)
+    box(ax, 8.5, 3.7, 1.6, .75, r"$h_c$", violet, fontsize=12)
+    note(9.3, 4.68, f"{DEFAULT.dim} numbers", fontsize=8.5, color=grey)
+    arrow(ax, (9.3, 3.65), (9.3, 2.88), violet)
+    note(9.36, 3.26, "bottleneck", ha="left", fontsize=8.5, color=grey)
+    box(ax, 8.5, 2.1, 1.6, .75, "z", violet, fontsize=12, fontstyle="italic")
+    note(9.3, 1.75, f"{DEFAULT.latent} numbers a cell;\nafter training corrected\nfor batches, from $h_c$", fontsize=8.5,
+        va="top", color=grey)
 
-    title(12.1, "what training asks", orange)
-    for i, (name, asks, source) in enumerate(HEADS):
-        y = 5.2 - .83 * i
-        box(ax, 10.95, y, .9, .56, name, orange, fontsize=10)
-        note(11.97, y + .28, asks, ha="left", fontsize=9)
-        arrow(ax, (10.15, 4.52 if source == "gene" else 2.33), (10.92, y + .28), "#aaaaaa")
+    title(12.35, "what training asks", orange)
+    on = [name for name in ASKS if DEFAULT.weights[name]]
+    for i, name in enumerate(on):
+        y = 4.75 - .95 * i
+        box(ax, 11.1, y, .9, .62, name, orange, fontsize=10)
+        note(12.12, y + .31, ASKS[name], ha="left", fontsize=9)
+        arrow(ax, (10.15, 2.48), (11.05, y + .31), "#aaaaaa")
+    if "nb" in on:
+        note(12.35, 5.65, "told: batch, molecules of the cell, gene table", fontsize=8.5, color=grey)
+    note(12.35, 3.2, "switches, off unless asked for", fontsize=9, fontweight="bold", color=grey)
+    for i, name in enumerate(name for name in ASKS if name not in on):
+        x, y = 10.6 + 2.05 * (i % 2), 2.4 - .68 * (i // 2)
+        box(ax, x, y, .62, .46, name, grey, fontsize=8)
+        note(x + .7, y + .23, ASKS[name], ha="left", fontsize=7, color=grey)
 
     ax.plot([2.8, 14.4], [.55, .55], color="#dddddd", lw=1)
     note(2.8, .1, "what comes out", ha="left", fontsize=10, fontweight="bold", color=violet)
-    note(4.8, .1, "the cell vectors as  adata.obsm['X_scformer']", ha="left", fontsize=9.5)
+    note(4.8, .1, "z of each cell as  adata.obsm['X_scformer']", ha="left", fontsize=9.5)
     note(9.1, .1, "the gene table (first part of the tokens) as  adata.varm['scformer']", ha="left", fontsize=9.5)
     ax.set(xlim=(-.2, 14.6), ylim=(-.2, 6.5))
     ax.axis("off")
