@@ -22,13 +22,12 @@ def test_a_users_own_file_twice_and_beside_an_ablation(tmp_path):
     scores = {"depth_R2": .1, "participation_ratio": 7, "CiLISI": .8, "kNN_accuracy": .9}
     for option, ratio in (("full", 7), ("no KL", 2)):
         found = scores | {"participation_ratio": ratio}
-        Ledger(ledger.parent / "ablation.jsonl").get_or_run("mine", "default", option, 0, {}, lambda found=found: found)
+        Ledger(ledger.parent / "ablation.jsonl").get_or_run("mine", "default", option, 0, {}, found.copy)
     (ledger.parent / "what_is_kept_mine_depth.png").unlink()
     notebook = run(PAGE, tmp_path, **parameters)
     assert ledger.read_bytes() == before and (ledger.parent / "what_is_kept_mine_depth.png").exists()
-    data = [out.get("data", {}) for cell in notebook.cells for out in cell.get("outputs", [])]
-    said = "".join(d.get("text/markdown", "") for d in data)
-    assert "participation_ratio moves most with 'no KL', by -5.00" in said
+    said = [out.get("data", {}).get("text/markdown", "") for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert "participation_ratio moves most with 'no KL', by -5.00" in "".join(said)
     assert (ledger.parent / "what_is_kept_mine_options.png").exists()
 
 
