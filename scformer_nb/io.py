@@ -137,8 +137,8 @@ def lock_folder(folder: str | Path) -> Iterator[Path]:  # the folder, made if ne
         lock = filelock.FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True)
         held = lock.acquire()
     except filelock.Timeout:
-        wait = f"another run is at work in {folder}; wait for its end"
-        raise ValueError(f"{wait}, or {other}") from None
+        why = f"another run is at work in {folder}; wait for its end, or {other}"
+        raise ValueError(why) from None
     except OSError as e:
         raise OSError(f"cannot write to {folder}: {_reason(e)}") from None
     with held:

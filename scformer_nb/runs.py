@@ -38,10 +38,11 @@ def check_run_folder(folder: Path, resume: bool) -> None:
     if not found or (resume and folder / CHECKPOINT in found):
         return
     model = "a saved model and " if folder / "model.json" in found else ""
-    why = f"is not empty; {other}, or continue the run in it with {hint('resume=True', '--resume')}"
+    way = hint("resume=True", "--resume")
+    why = f"{folder} is not empty; {other}, or continue the run in it with {way}"
     if resume:
-        why = f"holds {model}no run to continue (no {CHECKPOINT}); {other}"
-    raise FileExistsError(f"{folder} {why}")
+        why = f"{folder} holds {model}no run to continue (no {CHECKPOINT}); {other}"
+    raise FileExistsError(why)
 
 # %% ../nbs/A6_runs.ipynb #5fa9bb59
 @contextmanager
