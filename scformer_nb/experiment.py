@@ -243,7 +243,7 @@ def card_means(
     "Means of the card; a run from before there was a card leaves its cells empty."
     runs = newest(ledger).groupby(list(by), observed=True)
     means = runs.mean(numeric_only=True).reindex(columns=LEADING)
-    means = means.assign(sets=runs.size())
+    means = means.assign(sets=runs[LEADING[0]].count() if LEADING[0] in runs.obj else 0)
     means = means.sort_values("Overall_no_ASW", ascending=False).sort_index(
         level=list(by[:-1]), sort_remaining=False, kind="stable")
     return means.round(3).astype(object).where(means.notna(), "")
