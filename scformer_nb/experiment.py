@@ -224,7 +224,7 @@ LEADING = ["kNN_accuracy", "NMI_ARI", "Overall_no_ASW", "depth_R2", "participati
     "CiLISI", "seconds"]
 EARLIER = Recipe(max_genes=150, mask_ratio=.4, n_blocks=4, latent=0, correct=False,
     mgm=1.0, mvc=1.0, zero=5.0, count=5.0, dar=.3, kl=0.0, nb=0.0, batch_size=16, lr=1e-3,
-    lr_decay=.9, half_life=None, warmup_steps=100, epochs=15, steps=0)
+    lr_decay=.9, half_life=None, warmup_steps=100, epochs=30, steps=0)
 
 # %% ../nbs/13_experiment.ipynb #76144c91
 def newest(ledger: Ledger) -> pd.DataFrame: # of `Ledger.summary`, with a column use

@@ -24,8 +24,8 @@ from .baselines import batch_names
 from .cross_species import SPECIES_SMALL, CrossSpecies, by_species, prepare_species
 from .cross_species import shared_components, shared_genes
 from .data import preprocess
+from .experiment import EARLIER
 from .scformer import ScFormer
-from .training import DEFAULT
 
 # %% ../nbs/45_saucie.ipynb #df3df6d5
 def hidden_layer(n: int, m: int) -> tuple: # modules
@@ -189,7 +189,8 @@ def species_methods(
         return lambda: {s: embed(x) for s, x in species.items()}
 
     def scformer(x):
-        return ScFormer(x, n_hvg=600, seed=seed).fit(epochs_scformer, progress=False).embed_cells(x)
+        model = ScFormer(x, n_hvg=600, seed=seed, recipe=EARLIER)
+        return model.fit(epochs_scformer, progress=False).embed_cells(x)
 
     @cache
     def shared():
@@ -224,6 +225,6 @@ def method_settings(epochs: int, epochs_scformer: int, steps: int) -> dict: # me
         if name not in ("source", "target", "seed")}
     network = {"epochs": epochs, "preset": recorded(asdict(SPECIES_SMALL))}
     return {"PCA": {}, "SAUCIE": {"steps": steps},
-        "scFormer": {"epochs": epochs_scformer, "recipe": asdict(DEFAULT)},
+        "scFormer": {"epochs": epochs_scformer, "recipe": asdict(EARLIER)},
         "CrossSpecies": network, "Gromov-Wasserstein": network,
         "CrossSpecies, aligned": network | {"align": recorded(options)}}

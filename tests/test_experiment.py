@@ -10,7 +10,7 @@ import pytest
 from own_data import own_file
 
 from scformer_nb import experiment as experiment_module
-from scformer_nb.experiment import Experiment, check_methods, data_settings, gain, margins, verdicts
+from scformer_nb.experiment import CHECKING, CHOOSING, EARLIER, Experiment, check_methods, data_settings, gain, margins, verdicts
 from scformer_nb.ledger import Ledger, canonical
 from scformer_nb.training import DEFAULT
 
@@ -61,13 +61,15 @@ def test_settings_change_with_data_and_columns_only(mine):
     assert data_settings(other, "raw", batch_key="plate", label_key="my_label")["data"] != want["data"]
 
 
-def test_the_default_recipe_finds_the_stored_runs():
-    "The lines of scFormer's full runs are those of today's default recipe."
+def test_the_stored_runs_are_found():
+    "The lines of scFormer's full runs are those of today's recipe, or of the one before."
     for name in ("clustering", "integration"):
         table = Ledger(notebooks.ROOT / f"figures/{name}.jsonl").table()
         stored = table.loc[table["method"] == "scFormer", "settings"].map(json.loads)
-        today = canonical({"recipe": json.loads(json.dumps(asdict(DEFAULT)))})["recipe"]
-        assert len(stored) == 15 and all(s["recipe"] == today for s in stored)
+        today, before = (canonical(json.loads(json.dumps({"recipe": asdict(r)})))["recipe"] for r in (DEFAULT, EARLIER))
+        assert [s["recipe"] for s in stored].count(before) == 15
+        assert all(s["recipe"] == today and s["max_epochs"] is None for s in stored if s["recipe"] != before)
+        assert {*CHOOSING, *CHECKING} >= {*table["dataset"]}
 
 
 def test_a_failing_baseline_costs_its_row_and_scformer_the_page(mine, monkeypatch):
@@ -104,7 +106,7 @@ def test_margins_are_of_the_newest_settings(tmp_path):
         warnings.simplefilter("ignore")
         for method, n, value in (("PCA", 1, .9), ("PCA", 2, .4), ("HVG", 1, .3), ("scFormer", 1, .6)):
             ledger.get_or_run("a", method, "default", 0, {"n": n}, lambda value=value: {"AvgBIO": value})
-    assert margins(ledger, "AvgBIO").loc["a", ["PCA", "margin"]].tolist() == [.4, .2]
+    assert margins(ledger, "AvgBIO").loc[("other", "a"), ["PCA", "margin"]].tolist() == [.4, .2]
 
 
 def test_verdicts_need_two_standard_errors():
