@@ -346,12 +346,12 @@ def advice(card: dict) -> list: # of `score_card`; a sentence each
     if (r2 := card.get("depth_R2", 0)) > .3:
         found.append(f"depth R2 is {r2:.2f} (0 is best): within a cell type, cells lie beside "
             "cells with as many counts, so a group may be nothing but sequencing depth. Color "
-            "the UMAP by counts per cell before you name a subtype; try fewer epochs, and "
-            "compare with scVI")
+            "the UMAP by counts per cell before you name a subtype; try a higher weight of kl "
+            "in the recipe, and compare with scVI")
     if (directions := card.get("participation_ratio", 3)) < 3:
         found.append(f"the participation ratio is {directions:.1f}: the embedding varies along "
             "few directions, so types lie on a line or a plane and AvgBIO and ASW flatter it. "
-            "Judge it by kNN_accuracy and NMI_ARI; try fewer epochs, and compare with PCA and "
+            "Judge it by kNN_accuracy and NMI_ARI; try more epochs, and compare with PCA and "
             "scVI")
     if (told := card.get("confounding", 0)) > .5:
         found.append(f"the cell type tells {told:.0%} of the batch: batches hold different "

@@ -47,9 +47,11 @@ BOUNDS = [ # in words, as a function, the bound, and the fields that it holds fo
 ]
 
 # %% ../nbs/07_training.ipynb #0a00fc9c
-def added(default, before): # a field that was added later; recipes from before: another value
+def added(default: object, before: object) -> object: # today's; what was done without the field
+    "A field that recipes from before it was there have with another value than today's."
     return field(default=default, metadata={"before": before})
 
+# %% ../nbs/07_training.ipynb #a7d7d58e
 @dataclass(frozen=True)
 class Recipe:
     "All that shapes a model and its training; the defaults are ours, `PAPER` is the paper's."

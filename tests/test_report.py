@@ -71,7 +71,7 @@ def test_a_bad_card_is_a_warning_that_says_what_to_try(tmp_path):
         found = BeautifulSoup(file.read_text(), "html.parser").find(id="warnings")
         return [li.get_text() for li in found("li")] if found else []
     depth, few, told = said(depth_R2=.45, participation_ratio=1.4, confounding=.8)
-    assert "depth R2 is 0.45" in depth and "counts" in depth and "try fewer epochs" in depth
+    assert "depth R2 is 0.45" in depth and "counts" in depth and "try a higher weight of kl" in depth
     assert "participation ratio is 1.4" in few and "compare with PCA" in few and "80% of the batch" in told and "batch_key" in told
     assert said(depth_R2=.1, participation_ratio=7.5, confounding=.1) == said(AvgBIO=.7) == said() == []
 

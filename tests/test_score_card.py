@@ -223,6 +223,6 @@ def test_many_cells_are_sampled_and_the_size_is_said(monkeypatch):
 def test_advice_is_given_where_it_is_due():
     assert sc.advice({"depth_R2": .3, "participation_ratio": 3, "confounding": .5}) == []
     depth, few, told = sc.advice({"depth_R2": .46, "participation_ratio": 1.2, "confounding": .9})
-    assert "depth R2 is 0.46" in depth and "fewer epochs" in depth
+    assert "depth R2 is 0.46" in depth and "a higher weight of kl" in depth
     assert "participation ratio is 1.2" in few and "90% of the batch" in told and "batch_key" in told
     assert sc.advice({"depth_R2": -.05}) == [] and sc.advice({"NMI": .5}) == []
