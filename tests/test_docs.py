@@ -47,6 +47,11 @@ def test_what_a_cell_without_echo_says_is_text():
     assert [(new.cell_type, new.source) for new in docsite.shown(cell)] == [("markdown", "[x](y.ipynb)")]
 
 
+def test_links_of_a_page_lead_on_from_the_site():
+    cell = nbformat.v4.new_markdown_cell("![x](../figures/x.png) [results](../docs/results.md) [y](y.ipynb)")
+    assert docsite.shown(cell)[0].source == "![x](../../figures/x.png) [results](../results.md) [y](y.ipynb)"
+
+
 def test_readers_see_no_directives_and_no_hidden_cells(tmp_path):
     docsite.write_pages(tmp_path)
     for page in tmp_path.glob("*.ipynb"):

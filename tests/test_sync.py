@@ -1,4 +1,5 @@
 """The rules that notebooks, package and README share."""
+import ast
 import os
 import re
 import subprocess
@@ -27,6 +28,11 @@ def test_nothing_is_out_of_sync():
 def test_readme_code_can_be_pasted():
     source = "out = f(out, n=n)  # out and n stay here\nx.n('n')"
     assert notebooks.by_value(source, {"out": '"é"', "n": "1"}) == "out = f(\"é\", n=1)  # out and n stay here\nx.n('n')"
+    lines = re.findall(r"^```python\n(.*?)^```", (notebooks.ROOT / "README.md").read_text(), re.M | re.S)
+    names = [node for text in lines for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Name, ast.alias))]
+    given = {getattr(node, "asname", None) or getattr(node, "name", None) for node in names}
+    given |= {node.id for node in names if isinstance(getattr(node, "ctx", None), ast.Store)}
+    assert lines and {node.id for node in names if isinstance(node, ast.Name)} <= given, "README uses what it does not import"
 
 
 def test_imports_are_found_however_they_are_written():

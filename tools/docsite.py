@@ -38,7 +38,8 @@ def shown(cell):
     definition; what a cell without echo says, as text."""
     from nbformat.v4 import new_markdown_cell
     if cell.cell_type == "markdown":
-        cell.source = cell.source.replace("](../figures/", "](../../figures/").replace("[nbs](../nbs)", "`nbs/`")
+        cell.source = cell.source.replace("](../figures/", "](../../figures/").replace("](../docs/", "](../")
+        cell.source = cell.source.replace("[nbs](../nbs)", "`nbs/`")
         return [cell]
     source = DIRECTIVE.sub("", cell.source)
     if cell.cell_type == "raw" or HIDE.search(cell.source) or not source.strip():
