@@ -80,9 +80,10 @@ class Block(nn.Module):
         n_heads: int, # attention heads
         d_ff: int, # width of the feed-forward layers
         dropout: float = 0.0, # on the residual branches
+        uniform: bool = False, # every key gets the same weight: the mean of their values
     ):
         super().__init__()
-        self.n_heads, self.drop = n_heads, nn.Dropout(dropout)
+        self.n_heads, self.drop, self.uniform = n_heads, nn.Dropout(dropout), uniform
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, d_ff), nn.Linear(d_ff, dim)
@@ -97,6 +98,7 @@ class Block(nn.Module):
         weights = self.qkv.weight.split([dim, 2 * dim])
         biases = self.qkv.bias.split([dim, 2 * dim])
         q = F.linear(y[:, :n_queries], weights[0], biases[0])
+        q = torch.zeros_like(q) if self.uniform else q
         q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         kv = F.linear(y[:, :n_keys], weights[1], biases[1])
         k, v = kv.unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -119,6 +121,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0, # on the residual branches
         dsbn: bool | str = False, # batch normalisation by domain; "affine": then scale and shift
         attend_masked: bool = False, # let all tokens attend to masked ones, as in BERT
+        uniform: bool = False, # all attention weights are equal
     ):
         super().__init__()
         self.attend_masked = attend_masked
@@ -126,7 +129,8 @@ class Encoder(nn.Module):
         self.value = ValueEmbedding(dim, n_bins)
         self.external = nn.ModuleList(nn.Embedding(n, dim, padding_idx=0) for n in external_sizes)
         self.dsbn = DomainBatchNorm(dim, n_batches, dsbn == "affine") if dsbn else None
-        self.blocks = nn.ModuleList(Block(dim, n_heads, d_ff, dropout) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(
+            Block(dim, n_heads, d_ff, dropout, uniform) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(dim)
 
     def gene_vectors(self, ids: torch.Tensor) -> torch.Tensor: # (..., dim)
