@@ -199,7 +199,7 @@ def grid(ax, x, y, rows, colors, size=.3):
 
 ASKS = {
     "nb": "how many molecules\nhas each gene?",
-    "kl": "no more than\nthat takes",
+    "kl": "how little need\nz hold for that?",
     "mgm": "a hidden gene's bin,\nfrom its own vector",
     "mvc": "the same,\nfrom the cell alone",
     "zero": "is a hidden gene\nexpressed?",
@@ -277,7 +277,7 @@ def draw_model():
         note(12.12, y + .31, ASKS[name], ha="left", fontsize=9)
         arrow(ax, (10.15, 2.48), (11.05, y + .31), "#aaaaaa")
     if "nb" in on:
-        note(12.35, 5.65, "told: batch, molecules of the cell, gene table", fontsize=8.5, color=grey)
+        note(12.35, 5.65, "also given: batch, molecules of the cell, gene table", fontsize=8.5, color=grey)
     note(12.35, 3.2, "switches, off unless asked for", fontsize=9, fontweight="bold", color=grey)
     for i, name in enumerate(name for name in ASKS if name not in on):
         x, y = 10.6 + 2.05 * (i % 2), 2.4 - .68 * (i // 2)
@@ -288,7 +288,7 @@ def draw_model():
     note(2.8, .1, "what comes out", ha="left", fontsize=10, fontweight="bold", color=violet)
     note(4.8, .1, "z of each cell as  adata.obsm['X_scformer']", ha="left", fontsize=9.5)
     note(9.1, .1, "the gene table (first part of the tokens) as  adata.varm['scformer']", ha="left", fontsize=9.5)
-    ax.set(xlim=(-.2, 14.6), ylim=(-.2, 6.5))
+    ax.set(xlim=(-.2, 14.75), ylim=(-.2, 6.5))
     ax.axis("off")
     fig.subplots_adjust(0, 0, 1, 1)
     return fig
