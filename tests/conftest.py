@@ -119,3 +119,14 @@ def split(data):
 def train(data, split):
     "Its training cells."
     return training_cells(data, split)
+
+
+@pytest.fixture(scope="module")
+def screen_model(train, adata):
+    "A small model of them, trained for one epoch."
+    from toy import SMALL_SCREEN
+
+    from scformer_nb.perturbation import PerturbationModel
+    sets = adata.uns["truth"]["programs"]
+    model = PerturbationModel(train, direction="up", gene_sets=sets, targets=["UNMEASURED"], recipe=SMALL_SCREEN)
+    return model.fit(1, progress=False)

@@ -1,49 +1,40 @@
 """The perturbation model: what a user may get wrong, and what a saved or stopped model must still say."""
-import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from toy import SMALL_SCREEN as SMALL
 
 from scformer_nb.io import lock_folder
-from scformer_nb.model_files import write_model
-from scformer_nb.perturbation import PERTURBATION_PAPER, PerturbationModel, PerturbationRecipe, PerturbationTask, unseen_cases
-from scformer_nb.screens import parse_condition, training_cells
-
-SMALL = PerturbationRecipe(dim=16, d_ff=16, n_blocks=1, max_genes=16, batch_size=16)
+from scformer_nb.perturbation import PerturbationModel, PerturbationTask
+from scformer_nb.perturbation_network import PERTURBATION_PAPER
+from scformer_nb.screens import training_cells
 
 
-@pytest.fixture(scope="module")
-def model(train, adata):
-    programs = adata.uns["truth"]["programs"]
-    return PerturbationModel(train, direction="up", gene_sets=programs, targets=["UNMEASURED"], recipe=SMALL).fit(1, progress=False)
-
-
-def test_an_unknown_perturbation_offers_the_nearest_name(model):
+def test_an_unknown_perturbation_offers_the_nearest_name(screen_model):
     with pytest.raises(ValueError, match="'gene1O' .did you mean 'gene1'"):
-        model.predict(["gene0+gene1O"])
+        screen_model.predict(["gene0+gene1O"])
     with pytest.raises(ValueError, match="must be named in `targets`"):
-        model.predict("KLF1")
-    assert np.isfinite(model.predict("UNMEASURED")).all().all()
+        screen_model.predict("KLF1")
+    assert np.isfinite(screen_model.predict("UNMEASURED")).all().all()
 
 
 @pytest.mark.parametrize("name", ["CTRL", "ctrl", "NT", "non-targeting"])
-def test_names_of_control_are_no_genes(train, model, name):
+def test_names_of_control_are_no_genes(train, screen_model, name):
     with pytest.raises(ValueError, match=f"'{name}' is a name of control cells and no gene; ask for 'control'"):
-        model.predict([name])
+        screen_model.predict([name])
     with pytest.raises(ValueError, match=f"target '{name}' is a name of control"):
         PerturbationModel(train, targets=[name], recipe=SMALL)
-    assert np.array_equal(model.predict(f"gene0+{name}"), model.predict("gene0"))
+    assert np.array_equal(screen_model.predict(f"gene0+{name}"), screen_model.predict("gene0"))
 
 
-def test_doubles_may_be_asked_for_by_other_signs(model):
-    assert np.array_equal(model.predict("gene3_gene0"), model.predict("gene0+gene3"))
+def test_doubles_may_be_asked_for_by_other_signs(screen_model):
+    assert np.array_equal(screen_model.predict("gene3_gene0"), screen_model.predict("gene0+gene3"))
     with pytest.raises(ValueError, match="'gene3_g1' seems to be a guide of 'gene3'"):
-        model.predict("gene3_g1")
+        screen_model.predict("gene3_g1")
 
 
 def test_gene_sets_of_another_species_stop_before_anything_is_fitted(adata, monkeypatch):
@@ -80,88 +71,13 @@ def test_held_out_perturbations_are_not_trained_on(train, adata):
     assert set(task.valid.condition) <= set(task.held)
 
 
-def test_cases_never_show_what_is_asked():
-    table = unseen_cases(["A", "B", "C", "A+B", "A+C", "B+C"])
-    for c, unseen, rows in table.itertuples(index=False):
-        names = [["A", "B", "C", "A+B", "A+C", "B+C"][i] for i in rows]
-        seen = {g for n in names for g in parse_condition(n)}
-        assert c not in names and int(unseen[0]) == len(set(parse_condition(c)) - seen)
-    assert {"1/1", "0/2", "1/2", "2/2"} == set(table.unseen)
-
-
-RECIPES = {"default": SMALL, "genes": replace(SMALL, head="genes"), "raw": replace(SMALL, linear_init=False),
-    "bins": replace(SMALL, values="bins"), "paper": replace(PERTURBATION_PAPER, dim=16, d_ff=16, n_blocks=1, batch_size=64)}
-
-
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_every_recipe_is_saved_and_loaded(train, split, tmp_path, recipe):
-    model = PerturbationModel(train, direction="up", recipe=recipe, targets=["X"]).fit(1, progress=False)
-    model.save(tmp_path / "model")
-    loaded = PerturbationModel.load(tmp_path / "model")
-    asked = [*split.index[split.part == "test"], "X", "X+gene0"]
-    assert np.allclose(loaded.predict(asked), model.predict(asked), atol=1e-6)
-    assert loaded.recipe == recipe and loaded.history.equals(model.history) and repr(loaded) == repr(model)
-
-
-def test_damaged_and_foreign_folders(model, tmp_path):
-    model.save(tmp_path)
-    with pytest.raises(FileExistsError, match="overwrite=True"):
-        model.save(tmp_path)
-    model.save(tmp_path, overwrite=True)
-    (tmp_path / "weights.safetensors").write_bytes((tmp_path / "weights.safetensors").read_bytes()[:500])
-    with pytest.raises(ValueError, match="cut off or damaged"):
-        PerturbationModel.load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="holds no saved model"):
-        PerturbationModel.load(tmp_path / "nothing")
-
-
-@pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
-    model.save(folder := tmp_path_factory.mktemp("saved") / "model")
-    return load_file(folder / "weights.safetensors"), json.loads((folder / "model.json").read_text())
-
-
-FACTS = {"settings.n_genes": 10**9, "settings.n_bins": "many", "settings.seed": -1, "settings.direction": "sideways",
-    "settings.gain": {"all": float("nan")}, "settings.scale": {"1/1": None}, "recipe.dim": 2**40, "recipe.n_blocks": 10**6,
-    "recipe.n_heads": 0, "recipe.head": "mlp", "recipe.unknown": 1, "names": ["gene0", "NOGENE"], "genes": ["gene0"] * 41,
-    "specials": ["<pad>"], "shared": "much", "history": [1], "versions": None}
-
-
-@pytest.mark.parametrize("name", FACTS)
-def test_facts_that_no_model_has_are_refused(saved, tmp_path, name):
-    weights, facts = saved[0], json.loads(json.dumps(saved[1]))
-    where, _, field = name.rpartition(".")
-    (facts[where] if where else facts)[field] = FACTS[name]
-    write_model(tmp_path / "model", weights, facts)
-    with pytest.raises(ValueError, match="is cut off or damaged|do not belong together"):
-        PerturbationModel.load(tmp_path / "model")
-
-
-def beyond(x):
-    return x + 10**6
-
-
-WEIGHTS = {"effects.column": beyond, "effects.noise": lambda x: -x, "effects.amplitude": lambda x: -x - 1, "inputs.data": beyond,
-    "inputs.indices": beyond, "inputs.indptr": lambda x: x.flip(0), "inputs.shape": lambda x: x[:1], "alike.shape": beyond,
-    "alike.indices": lambda x: x.float(), "effects.components": lambda x: x[:, 1:], "effects.weights": lambda x: x[0],
-    "effects.level": lambda x: x * np.nan, "control": lambda x: x[1:], "centres": None, "network.encoder.effect.weight": None}
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_weights_that_no_model_has_are_refused(saved, tmp_path, name):
-    changed = {k: v for k, v in saved[0].items() if k != name} | ({name: WEIGHTS[name](saved[0][name])} if WEIGHTS[name] else {})
-    write_model(tmp_path / "model", changed, saved[1])
-    with pytest.raises(ValueError, match="is cut off or damaged|do not belong together|NaN or infinite"):
-        PerturbationModel.load(tmp_path / "model")
-
-
-def test_a_fit_is_reproducible_and_leaves_the_seed_alone(train, split, model, adata):
+def test_a_fit_is_reproducible_and_leaves_the_seed_alone(train, split, screen_model, adata):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     again = PerturbationModel(train, direction="up", gene_sets=adata.uns["truth"]["programs"], targets=["UNMEASURED"], recipe=SMALL)
     again.fit(1, progress=False)
     assert torch.equal(torch.random.get_rng_state(), before)
-    assert np.allclose(again.predict(split.index), model.predict(split.index), atol=1e-6)
+    assert np.allclose(again.predict(split.index), screen_model.predict(split.index), atol=1e-6)
 
 
 def same_losses(*models):
@@ -203,11 +119,6 @@ def test_two_runs_in_one_folder_are_refused(train, tmp_path):
         other.stdin.close()
     with lock_folder(tmp_path / "run"):
         PerturbationModel(train, recipe=SMALL).fit(2, tmp_path / "run", resume=True, progress=False)
-
-
-def test_recipes_of_earlier_versions_are_read():
-    first_names = {"linear_init": "start", "d_ff": "hidden", "svd_init": "warm_start"}
-    assert PerturbationRecipe.from_dict({first_names.get(k, k): v for k, v in asdict(SMALL).items()}) == SMALL
 
 
 def test_a_run_goes_on_only_with_what_it_began_with(train, tmp_path):

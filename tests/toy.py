@@ -6,12 +6,14 @@ import anndata
 import pandas as pd
 import torch
 
+from scformer_nb.perturbation_network import PerturbationRecipe
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 RECIPE, DSBN = replace(DEFAULT, **SMALL), replace(PAPER, **SMALL)
+SMALL_SCREEN = PerturbationRecipe(dim=16, d_ff=16, n_blocks=1, max_genes=16, batch_size=16)
 CELLS = simulate(60, 60, 3, 2)
 COUNTS = CELLS.X
 
