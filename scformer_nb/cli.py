@@ -29,8 +29,16 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 _CODES = ("Exit codes: 0 done, 1 the run failed, 2 the input is at fault, 130 stopped by Ctrl-C. "
     "Results are on stdout, all else on stderr.")
 
+def _show_version(asked: bool):
+    if asked:
+        typer.echo(scf.__version__)
+        raise typer.Exit
+
+_Version = Annotated[bool, typer.Option(
+    "--version", callback=_show_version, is_eager=True, help="Print the version, and end.")]
+
 @app.callback(epilog=_CODES)
-def _scformer():
+def _scformer(version: _Version = False):
     """Transformer embeddings of cells and genes for single-cell RNA-seq.
 
     A report on your own cells, beside baselines:  scformer run clustering my.h5ad -o out/mine
