@@ -60,8 +60,9 @@ def save_model(
     tensors |= {f"network.{k}": v for k, v in model.network.state_dict().items()}
     tensors |= _csr_tensors("alike", m.alike) | _csr_tensors("inputs", model.inputs.bins)
     facts = dict(format=FORMAT, kind="perturbation", versions=package_versions(),
-        settings=model.settings, recipe=asdict(model.recipe), genes=model.vocab.genes, names=m.names,
-        specials=list(SPECIALS), shared=m.shared, history=model.history.to_dict("records"))
+        settings=model.settings, recipe=asdict(model.recipe), genes=model.vocab.genes,
+        names=m.names, specials=list(SPECIALS), shared=m.shared,
+        history=model.history.to_dict("records"))
     write_model(folder, tensors, facts, overwrite)
 
 # %% ../nbs/33b_perturbation_files.ipynb #d326eaf9
@@ -141,7 +142,8 @@ def load_model(
     folder: str | Path, # of `save_model`
 ) -> PerturbationModel: # without training data
     "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
-    facts, m = read_facts(folder, SCHEMA, "perturbation"), PerturbationModel.__new__(PerturbationModel)
+    facts = read_facts(folder, SCHEMA, "perturbation")
+    m = PerturbationModel.__new__(PerturbationModel)
     m.settings, m.data, m.history = facts["settings"], None, pd.DataFrame(facts["history"])
     r = m.recipe = read_recipe(folder, PerturbationRecipe, facts["recipe"])
     widths = dict(dim=r.dim, d_ff=r.d_ff, n_bins=m.settings["n_bins"], genes=len(facts["genes"]))
