@@ -21,7 +21,7 @@ __all__ = [
     "experiment", "gene_names", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics", "model",
     "model_files", "perturbation", "perturbation_files", "perturbation_models", "perturbation_network",
     "plots", "report", "runner", "runs", "saucie", "scformer",
-    "score_card", "screens", "simulate", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
+    "score_card", "screen_scores", "screens", "simulate", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 
 _SHORT = {"ScFormer": "scformer", "load": "datasets"}  # names of modules that can be had from the package itself

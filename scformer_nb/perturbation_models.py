@@ -27,8 +27,9 @@ from torch import nn
 
 from .baselines import quietly
 from .plots import OKABE_ITO
-from .screens import Profiles, genes_of, mark_genes, mean_by_class, parse_condition
-from .screens import profile, score, training_cells
+from .screen_scores import mean_by_class, score
+from .screens import Profiles, genes_of, mark_genes, parse_condition, profile
+from .screens import training_cells
 
 # %% ../nbs/31_perturbation_models.ipynb #ff95f50f
 def no_change(train: ad.AnnData, conditions: Sequence[str]) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 import numpy as np
 
 from scformer_nb.effects import fit_effects
-from scformer_nb.screens import pearson, prepare_screen, profile
+from scformer_nb.screen_scores import pearson
+from scformer_nb.screens import prepare_screen, profile
 from scformer_nb.simulate import simulate_perturbations
 
 

@@ -12,9 +12,7 @@ from scformer_nb.screens import (
     is_control,
     parse_condition,
     prepare_screen,
-    profile,
     read_conditions,
-    score,
     split_perturbations,
     training_cells,
 )
@@ -181,13 +179,3 @@ def test_a_split_knows_doubles_in_either_order(data):
     names = list(data.obs.condition.unique())
     turned = ["+".join(reversed(c.split("+"))) for c in names]
     assert turned != names and split_perturbations(turned, seed=1).equals(split_perturbations(names, seed=1))
-
-
-def test_scores_know_a_perturbation_by_any_of_its_names(data):
-    truth = profile(data)
-    double = next(c for c in truth.mean.index if "+" in c)
-    a, b = double.split("+")
-    asked = truth.mean.loc[[double]].set_axis([f"{b}+{a}"])
-    assert np.isclose(score(asked, truth).loc[f"{b}+{a}", "corr"], 1)
-    with pytest.raises(ValueError, match="there is no profile of 'gene0\\+nogene'"):
-        score(asked.set_axis(["gene0+nogene"]), truth)
