@@ -31,7 +31,7 @@ from .perturbation_models import pair_cells
 from .perturbation_network import DIRECTIONS, SPECIALS, PairBatch, PerturbationNetwork
 from .perturbation_network import PerturbationRecipe, Query, bin_centres
 from .perturbation_network import cross_validated_gain, make_query, perturbed_batch
-from .perturbation_network import pool_cells, unseen_cases
+from .perturbation_network import PERTURBATION_PAPER, pool_cells, unseen_cases
 from .screens import canonical, check_gene_sets, class_of, genes_of, is_control
 from .screens import list_names, parse_condition, prepare_screen, profile
 from .screens import split_perturbations
