@@ -55,6 +55,26 @@ def test_numpy_numbers_can_be_saved(case, tmp_path):
     assert same(ScFormer.load(tmp_path / "model"), made)
 
 
+@pytest.mark.parametrize("layer", ["../../x", "a/b", "/etc/passwd"])
+def test_the_name_of_a_layer_is_never_a_path(saved, layer):
+    facts = json.loads((saved / "model.json").read_text())
+    facts["settings"]["layer"] = layer
+    model_files.write_model(saved, safetensors.torch.load_file(saved / "weights.safetensors"), facts, overwrite=True)
+    loaded, there = ScFormer.load(saved), sorted(saved.parent.rglob("*"))
+    with pytest.raises(ValueError, match=f"trained on layer '{layer}', which these cells do not have"):
+        loaded.embed_cells(CELLS)
+    assert np.isfinite(loaded.embed_cells(CELLS, layer="X")).all() and sorted(saved.parent.rglob("*")) == there
+
+
+def test_gene_names_that_are_whole_numbers_are_text(tmp_path):
+    made = model(toy(names=range(60)))
+    assert all(isinstance(gene, str) for gene in made.vocab.genes) and set(made.vocab.genes) <= set(map(str, range(60)))
+    made.save(tmp_path / "model")
+    assert same(ScFormer.load(tmp_path / "model"), made)
+    with pytest.raises(ValueError, match="only 0 of the model.s 60 genes"):
+        made.embed_cells(CELLS)
+
+
 def test_a_model_is_not_overwritten_by_chance(trained, saved):
     before = (saved / "model.json").read_bytes()
     other = model(seed=1)
