@@ -250,8 +250,9 @@ def row_parts(
     "A matrix part after part. Raises `ValueError` where it is damaged or the file ends early."
     n, size = M.shape[0], size or PART
     if size < n and getattr(M, "format", "csr") != "csr":
-        warnings.warn(f"{where} is stored by columns (CSC): it is read whole; stored by rows (CSR) "
-                      "it would be read in parts and take less memory", stacklevel=4)
+        if hasattr(M, "to_memory"):  # on disk
+            warnings.warn(f"{where} is stored by columns (CSC): it is read whole; stored by rows "
+                          "(CSR) it would be read in parts and take less memory", stacklevel=4)
         M = to_csr(M, where)
     check_sparse(M, where)
     for i in range(0, n, size):

@@ -151,7 +151,7 @@ def progress_bar(what: str, n_cells: int, show: bool = True):  # a tqdm
     from tqdm.auto import tqdm
     line = "{desc}: {n_fmt} of {total_fmt} cells, {rate_fmt}, {remaining} to go\n"
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    how = dict(dynamic_ncols=True) if watched else dict(mininterval=30, bar_format=line)
+    how = dict(dynamic_ncols=True) if watched else dict(miniters=1, mininterval=30, bar_format=line)
     how |= {} if show else {"disable": True}
     return tqdm(total=n_cells, desc=what, unit=" cells", **how)
 
