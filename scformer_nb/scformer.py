@@ -156,7 +156,7 @@ def learn_batch_shift(
     "Teach the network the correction that `correct_batches` finds, on 20,000 cells at most."
     rows = np.random.default_rng(seed).permutation(len(cells))[:SAMPLE]
     some = CellTokens(cells.bins[rows], cells.counts[rows], cells.vocab, cells.batch[rows],
-        genes=cells.genes)
+        genes=cells.genes, measured=cells.measured)
     h_c = torch.from_numpy(embed_tokens(network, some, of=torch.Tensor.cpu))
     network.cpu()
     with torch.no_grad():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'Vocabulary', 'union_vocabulary', 'align_genes', 'read_gmt', 'pathway_tokens', 'TokenBatch', 'draw_mask',
-           'sample_genes', 'CellTokens', 'rank_genes', 'make_batch', 'length_batches']
+           'sample_genes', 'only_measured', 'CellTokens', 'rank_genes', 'make_batch', 'length_batches']
 
 # %% ../nbs/03_tokens.ipynb #ad3ec313
 import re
@@ -149,6 +149,7 @@ class TokenBatch:
     counts: torch.Tensor  # (cells, genes) float raw counts
     hidden: torch.Tensor  # (cells, genes) bool, gene masked in this step
     n_visible: int  # tokens before the masked block starts
+    measured: torch.Tensor | None = None  # (cells, genes) bool; None: all genes in all cells
 
     def to(self, device) -> "TokenBatch":
         "The same mini-batch on another device."
@@ -170,6 +171,20 @@ def sample_genes(chosen: np.ndarray, limit: int | None, rng: np.random.Generator
     score = np.where(chosen, rng.random(chosen.shape, dtype=np.float32), 2)
     return chosen & (score < np.partition(score, limit, axis=1)[:, [limit]])
 
+# %% ../nbs/03_tokens.ipynb #42653cde
+def only_measured(
+    M: sp.csr_matrix,  # (cells, genes)
+    measured: np.ndarray,  # (batches, genes) bool
+    batch: np.ndarray,  # (cells,) codes of the sequencing batch
+) -> sp.csr_matrix:
+    "The matrix without values of genes that the batch of a cell did not measure."
+    known = measured[np.repeat(batch, np.diff(M.indptr)), M.indices]
+    if not known.all():
+        M = M.copy()
+        M.data[~known] = 0
+        M.eliminate_zeros()
+    return M
+
 # %% ../nbs/03_tokens.ipynb #c1b9a827
 class CellTokens:
     "Cells as sparse rows of binned genes, ready to be cut into mini-batches."
@@ -181,6 +196,7 @@ class CellTokens:
         batch: np.ndarray | None = None,  # (cells,) codes of the sequencing batch; None: one
         external: Sequence = (),  # fields, each (genes,) or sparse (cells, genes) integers
         genes: str = "expressed",  # input mode, "expressed" or "all"
+        measured: np.ndarray | None = None,  # (batches, genes) bool; None: all genes in all
     ):
         if genes not in ("expressed", "all"):
             raise ValueError(f"genes must be 'expressed' or 'all', not {genes!r}")
@@ -190,7 +206,11 @@ class CellTokens:
         self.bins, self.counts = bins.tocsr(), counts.tocsr()
         self.vocab, self.external, self.genes = vocab, list(external), genes
         self.batch = np.asarray(np.zeros(len(self)) if batch is None else batch, np.int64)
-        full = np.full(len(self), bins.shape[1])
+        self.measured, full = measured, np.full(len(self), bins.shape[1])
+        if measured is not None:
+            full = measured.sum(1)[self.batch]
+            both = self.bins, self.counts
+            self.bins, self.counts = (only_measured(M, measured, self.batch) for M in both)
         self.lengths = full if genes == "all" else np.diff(self.bins.indptr)  # tokens of each cell
 
     def __len__(self):
@@ -216,6 +236,10 @@ def make_batch(
     bins, counts = (M[rows].toarray().astype(np.float32) for M in (cells.bins, cells.counts))
     hidden = draw_mask(bins.shape, mask_ratio, rng)
     tokens = (bins > 0) | (cells.genes == "all")
+    measured = None if cells.measured is None else cells.measured[cells.batch[rows]]
+    if measured is not None:
+        tokens, hidden = tokens & measured, hidden & measured
+        measured = torch.from_numpy(measured)
     visible = rank_genes(sample_genes(tokens & ~hidden, max_genes, rng))
     masked = rank_genes(sample_genes(tokens & hidden, max_masked, rng))
     n_visible = int(visible[2].max(initial=-1)) + 2
@@ -233,7 +257,7 @@ def make_batch(
         external[:, i] = field[gene] if field.ndim == 1 else field[rows][cell, gene].A1
     targets = [torch.from_numpy(a) for a in (cells.batch[rows], bins, counts, hidden)]
     return TokenBatch(ids, spread(bins[cell, gene]), spread(hidden[cell, gene]), spread(external),
-                      *targets, n_visible)
+                      *targets, n_visible, measured)
 
 # %% ../nbs/03_tokens.ipynb #0adc5ca6
 def length_batches(
