@@ -283,7 +283,7 @@ def join_small_batches(batch: pd.Series, min_cells: int = 50) -> pd.Series:
 
 # %% ../nbs/01_data.ipynb #bf9521b7
 def _rank_by_dispersion(data: AnnData, n_hvg: int, batch_key: str | None) -> np.ndarray:
-    "(genes,) True for the n_hvg first by flavor='seurat'; `ValueError` if hardly any varies."
+    "(genes,) rank of the n_hvg first by 'seurat', else NaN; `ValueError` if hardly any varies."
     import scanpy as sc
     try:
         table = sc.pp.highly_variable_genes(data, flavor="seurat", n_top_genes=n_hvg,
@@ -291,12 +291,13 @@ def _rank_by_dispersion(data: AnnData, n_hvg: int, batch_key: str | None) -> np.
     except IndexError:
         raise ValueError(f"hardly any of the {data.n_vars} genes varies, so {n_hvg} cannot be "
                          "selected; raise n_hvg to keep all") from None
-    rank = (["highly_variable_nbatches"] if batch_key else []) + ["dispersions_norm"]
-    return data.var_names.isin(table.sort_values(rank, ascending=False).index[:n_hvg])
+    order = (["highly_variable_nbatches"] if batch_key else []) + ["dispersions_norm"]
+    first = table.sort_values(order, ascending=False).index[:n_hvg]
+    return pd.Series(np.arange(len(first)), first).reindex(data.var_names).to_numpy(float)
 
 # %% ../nbs/01_data.ipynb #74d9d762
 def select_hvg(adata: AnnData, n_hvg: int, batch: pd.Series) -> tuple[np.ndarray, str]:
-    "(genes,) True for highly variable genes by seurat_v3, or seurat where loess is unsafe; flavor."
+    "(genes,) rank of the n_hvg most variable by seurat_v3, or seurat where loess is unsafe; flavor."
     import scanpy as sc
     counts, batch = adata.layers["counts"], join_small_batches(batch).astype("category")
     key = "batch" if batch.nunique() > 1 else None
@@ -311,7 +312,9 @@ def select_hvg(adata: AnnData, n_hvg: int, batch: pd.Series) -> tuple[np.ndarray
                 table = sc.pp.highly_variable_genes(
                     data, flavor="seurat_v3", layer="counts", n_top_genes=n_hvg, batch_key=key,
                     check_values=False, inplace=False)
-                return table["highly_variable"].reindex(data.var_names).to_numpy(), "seurat_v3"
+                rank = table["highly_variable_rank"].where(table["highly_variable"])
+                rank = rank.rank(method="first") - 1  # of batches: it was the median
+                return rank.reindex(data.var_names).to_numpy(float), "seurat_v3"
         return _rank_by_dispersion(data, n_hvg, key), "seurat"
 
 # %% ../nbs/01_data.ipynb #13d8b119
@@ -361,8 +364,9 @@ def preprocess(
     flavor = "none: all genes kept"
     if out.n_vars > n_hvg:
         batch = out.obs[batch_key].astype(str) if batch_key else pd.Series("all", out.obs_names)
-        keep, flavor = select_hvg(out, n_hvg, batch)
-        out = out[:, keep].copy()
+        rank, flavor = select_hvg(out, n_hvg, batch)
+        out.var["hvg_rank"] = rank
+        out = out[:, ~np.isnan(rank)].copy()
     out.uns["hvg"] = {"flavor": flavor, "n_hvg": out.n_vars}
     if silent := int((np.diff(out.X.indptr) == 0).sum()):
         warnings.warn(f"{silent:,} of {out.n_obs:,} cells express none of the {out.n_vars:,} genes "

@@ -88,17 +88,20 @@ def _mismatch(known: Sequence[str], names: Sequence[str]) -> str:
 def align_genes(
     vocab: Vocabulary,  # the model's vocabulary
     names: Sequence[str],  # gene names of the new data
+    least: float = 0.5,  # share of the vocabulary to be found
 ) -> tuple[np.ndarray, np.ndarray]:  # known columns of the new data, their gene numbers
     "Match new genes to the vocabulary. Raises ValueError if less than half of it is found."
     known, names = vocab.genes, [str(name) for name in names]
     columns, numbers = _match(known, names)
-    if len(columns) < len(known) / 2:
+    enough = least * len(known)
+    if len(columns) < enough:
         found = {kind: _match(known, names, spell) for kind, spell in SPELLINGS.items()}
         kind = max(found, key=lambda kind: found[kind].shape[1])
         columns, numbers = found[kind]
-        if len(columns) < len(known) / 2:
+        if len(columns) < enough:
+            share = "half" if least == 0.5 else f"{least:.0%}"
             raise ValueError(f"only {len(columns)} of the model's {len(known)} genes are in the "
-                             f"data (at least half are needed){_mismatch(known, names)}")
+                             f"data (at least {share} are needed){_mismatch(known, names)}")
         warnings.warn(f"genes were matched without their {kind}: {names[columns[0]]!r} in the data "
                       f"is {known[numbers[0]]!r} in the model", stacklevel=2)
     if missing := len(known) - len(columns):
