@@ -10,7 +10,7 @@ __all__ = ['SPELLINGS', 'Vocabulary', 'union_vocabulary', 'align_genes', 'read_g
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +152,7 @@ class TokenBatch:
     counts: torch.Tensor  # (cells, genes) float raw counts
     hidden: torch.Tensor  # (cells, genes) bool, gene masked in this step
     n_visible: int  # tokens before the masked block starts
+    _: KW_ONLY
     measured: torch.Tensor | None = None  # (cells, genes) bool; None: all genes in all cells
 
     def to(self, device) -> "TokenBatch":
@@ -260,7 +261,7 @@ def make_batch(
         external[:, i] = field[gene] if field.ndim == 1 else field[rows][cell, gene].A1
     targets = [torch.from_numpy(a) for a in (cells.batch[rows], bins, counts, hidden)]
     return TokenBatch(ids, spread(bins[cell, gene]), spread(hidden[cell, gene]), spread(external),
-                      *targets, n_visible, measured)
+                      *targets, n_visible, measured=measured)
 
 # %% ../nbs/03_tokens.ipynb #0adc5ca6
 def length_batches(
