@@ -9,7 +9,7 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, batch_correction, binning, cli, cross_species, data, datasets, effects, experiment, gene_space,
         heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation, perturbation_models,
-        plots, report, runner, runs, saucie, score_card, scformer, screens, simulate, svd_init, taxonomy, tokens,
+        plots, report, runner, runs, saucie, score_card, scformer, screens, simulate, studies, svd_init, taxonomy, tokens,
         training, trees, wasserstein, writable,
     )
     from .datasets import load
@@ -20,7 +20,7 @@ __all__ = [
     "ScFormer", "alignment", "baselines", "batch_correction", "binning", "cli", "cross_species", "data", "datasets", "effects",
     "experiment", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics", "model",
     "model_files", "perturbation", "perturbation_models", "plots", "report", "runner", "runs", "saucie", "scformer",
-    "score_card", "screens", "simulate", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
+    "score_card", "screens", "simulate", "studies", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 
 _SHORT = {"ScFormer": "scformer", "load": "datasets"}  # names of modules that can be had from the package itself

@@ -19,7 +19,7 @@ from anndata import AnnData
 
 from .data import check_adata, check_column, looks_like_ensembl, preprocess
 from .io import hint
-from .tokens import SPELLINGS, align_genes, union_vocabulary
+from .tokens import SPELLINGS, union_vocabulary
 
 # %% ../nbs/07b_studies.ipynb #a815f8f6
 def name_studies(
