@@ -26,22 +26,21 @@ def name_studies(
     studies: dict[str, AnnData] | Sequence[AnnData],  # a list: uns["dataset"] is the name
 ) -> dict[str, AnnData]:
     "Studies by name. Raises ValueError for none, for two of one name, for what is no AnnData."
-    if not isinstance(studies, dict):
-        pairs = [(getattr(study, "uns", {}).get("dataset", f"study {number}"), study)
-                 for number, study in enumerate(studies, start=1)]
-    else:
-        pairs = list(studies.items())
-    named = {str(name): study for name, study in pairs}
-    if len(named) < max(1, len(pairs)):
-        names = [str(name) for name, _ in pairs]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        found = f"two studies are called {twice!r}" if pairs else "there is no study"
-        way_out = hint('give them as {"name": adata, ...}', "rename one of the files")
-        raise ValueError(f"{found}; studies are told apart by their names: {way_out}")
-    for name, study in named.items():
+    listed = studies.items() if isinstance(studies, dict) else (
+        (getattr(study, "uns", {}).get("dataset", f"study {number}"), study)
+        for number, study in enumerate(studies, start=1))
+    named = {}
+    for name, study in ((str(name), study) for name, study in listed):
+        if name in named:
+            way_out = hint('give them as {"name": adata, ...}', "rename one of the files")
+            raise ValueError(f"two studies are called {name!r}; studies are told apart by their "
+                             f"names: {way_out}")
         if not isinstance(study, AnnData):
             raise ValueError(f"study {name!r} is of type {type(study).__name__}, not an AnnData; "
                              "read a file with load('name.h5ad')")
+        named[name] = study
+    if not named:
+        raise ValueError("there is no study; give at least one")
     return named
 
 # %% ../nbs/07b_studies.ipynb #44c149d1
