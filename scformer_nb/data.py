@@ -297,7 +297,7 @@ def _rank_by_dispersion(data: AnnData, n_hvg: int, batch_key: str | None) -> np.
 
 # %% ../nbs/01_data.ipynb #74d9d762
 def select_hvg(adata: AnnData, n_hvg: int, batch: pd.Series) -> tuple[np.ndarray, str]:
-    "(genes,) rank of the n_hvg most variable by seurat_v3, or seurat where loess is unsafe; flavor."
+    "(genes,) ranks, NaN if not chosen, by seurat_v3, or seurat where loess is unsafe; flavor."
     import scanpy as sc
     counts, batch = adata.layers["counts"], join_small_batches(batch).astype("category")
     key = "batch" if batch.nunique() > 1 else None

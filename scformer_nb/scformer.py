@@ -90,7 +90,7 @@ class ScFormer:
 
     def __init__(self,
         adata: ad.AnnData | dict | list, # cells with raw counts, or such studies; never changed
-        batch_key: str | None = None, # column of obs with the sequencing batch; None: a study is one
+        batch_key: str | None = None, # column of obs with the batch; None: a study is one
         layer: str | None = None, # layer with raw counts; None: X
         n_hvg: int = 1200, # highly variable genes to use
         n_bins: int = 51, # bins of expression, the zero bin included
@@ -112,7 +112,8 @@ class ScFormer:
             "batch_key": batch_key, "layer": layer, "n_bins": int(n_bins), "seed": int(seed),
             "n_cells": data.n_obs, "hvg": dict(data.uns["hvg"]),
             "batches": [str(b) for b in batches.categories] if several else [],
-            "dataset": str(data.uns.get("dataset", "unnamed")), "studies": data.uns.get("studies", {}),
+            "dataset": str(data.uns.get("dataset", "unnamed")),
+            "studies": dict(data.uns.get("studies", {})),
         }
         self.recipe, self.vocab, self.history = recipe, Vocabulary(data.var_names), pd.DataFrame()
         codes = batches.codes.to_numpy(np.int64) if several else None

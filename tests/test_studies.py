@@ -226,6 +226,16 @@ def test_hostile_studies_are_refused(fitted, wrong, tmp_path):
         ScFormer.load(tmp_path / "model")
 
 
+def test_a_run_of_studies_goes_on_where_it_stopped(tmp_path):
+    whole = model(THREE, batch_key=None, epochs=2)
+    model(THREE, batch_key=None).fit(1, run_dir=tmp_path / "run", progress=False, accelerator="cpu")
+    goes_on = model(THREE, batch_key=None).fit(2, run_dir=tmp_path / "run", resume=True, progress=False, accelerator="cpu")
+    assert same(whole, goes_on)
+    fewer = model(studies(c=C[:, :40].copy()), batch_key=None)
+    with pytest.raises(ValueError, match="cells, genes, n_bins or batches"):
+        fewer.fit(3, run_dir=tmp_path / "run", resume=True, progress=False, accelerator="cpu")
+
+
 def test_a_model_that_normalises_by_batch_asks_for_the_study():
     made = model(THREE, batch_key=None, recipe=DSBN)
     with pytest.raises(ValueError, match=r"needs obs\['study'\], which these cells do not have.*a, b, c"):
