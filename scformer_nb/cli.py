@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Studies', 'Run', 'NewFolder', 'BatchKey', 'Layer', 'Seed', 'Resume', 'Epochs', 'AsJson', 'Given',
            'Quick', 'Folder', 'LARGE', 'perturb', 'is_watched', 'say', 'explain', 'show_once', 'report_errors',
-           'datasets', 'file_image', 'write_h5ad', 'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run',
-           'compare_species', 'demo']
+           'datasets', 'file_image', 'write_h5ad', 'check_places', 'copy_h5ad', 'fit', 'embed', 'evaluate',
+           'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
 
 # %% ../nbs/52_cli.ipynb #b5a57818
 import json
 import os
+import shutil
 import sys
 import traceback
 import warnings
@@ -59,8 +60,9 @@ def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     package = frame.f_globals.get("__name__", "").split(".")[0]
     ours = package in ("scformer_nb", "__main__")
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
-        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less, and so "
-            "does, in Python, a recipe with a smaller batch_size"), 1
+        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; an "
+            ".h5ad stored by rows (CSR) is read in parts; in Python a recipe can have a smaller "
+            "batch_size"), 1
     if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
     of_input = OSError | ImportError | (ValueError | KeyError if ours else OSError)
@@ -174,15 +176,37 @@ def write_h5ad(adata, path: Path) -> None:
             os.posix_fallocate(empty.fileno(), 0, size)
         adata.write_h5ad(file)
 
-# %% ../nbs/52_cli.ipynb #4b1f9c5d
-def _load_studies(data: list[str]): # an AnnData, or a list of them
-    "One data set, or several that know what they are called here"
-    studies = [scf.load(name) for name in data]
-    if len(studies) == 1:
-        return studies[0]
-    for name, adata in zip(data, studies, strict=True):
-        adata.uns["dataset"] = Path(name).stem
-    return studies
+# %% ../nbs/52_cli.ipynb #4abfd216
+def check_places(path: Path) -> None:
+    "Raises ValueError where an .h5ad has something else under the names that `embed` writes."
+    import h5py
+    kinds = {"obsm": h5py.Group, "varm": h5py.Group, "uns": h5py.Group,
+        "obsm/X_scformer": h5py.Dataset, "uns/scformer": h5py.Group}
+    with h5py.File(path) as file:
+        for name, kind in kinds.items():
+            if not isinstance(file.get(name), kind | None):
+                raise ValueError(f"{name} of {path} is there already and is nothing that ScFormer "
+                    "writes; rename or remove it, or write the file anew with adata.write_h5ad")
+
+# %% ../nbs/52_cli.ipynb #d0de7c65
+def copy_h5ad(
+    source: Path, # an .h5ad; not changed
+    path: Path, # the new file
+    added: dict[str, object], # "obsm/name": what is written there, instead of what is there
+) -> None:
+    "Copy and add, whole or not at all. Raises FileExistsError, OSError where there is no space."
+    import h5py
+    from anndata.io import write_elem
+    room = 2**20 + 2 * sum(getattr(value, "nbytes", 0) for value in added.values())
+    with new_file(path) as new:
+        shutil.copyfile(source, new)
+        with open(new, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, new.stat().st_size + room)
+        with h5py.File(new, "r+") as file:
+            for name, value in added.items():
+                group = file.require_group(name.split("/")[0])
+                group.pop(name.split("/")[1], None)
+                write_elem(group, name.split("/")[1], value)
 
 # %% ../nbs/52_cli.ipynb #e20b3003
 @_command("fit my.h5ad --batch-key batch -o run")
@@ -199,7 +223,7 @@ def fit(
     "Train a model on the cells of a study, or of several that may have measured different genes."
     scf.runs.check_run_folder(out, resume)
     recipe = scf.training.PAPER if preset == "paper" else scf.training.DEFAULT
-    cells = _load_studies(data)
+    cells = data[0] if len(data) == 1 else data
     model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
@@ -215,10 +239,15 @@ def embed(
 ):
     "Embed cells, those of training or new ones, with a fitted model."
     _check_new_file(out, ".h5ad")
-    model, adata = scf.ScFormer.load(run), scf.load(data)
-    scf.writable.check_writable(adata)
-    model.annotate(adata, unseen_batch, layer if layer is None else layer or "X")
-    write_h5ad(adata, out)
+    model, how = scf.ScFormer.load(run), (unseen_batch, layer if layer is None else layer or "X")
+    with scf.datasets.open_cells(data) as adata:
+        if data in scf.datasets.DATASETS:
+            scf.writable.check_writable(adata)
+            model.annotate(adata, *how)
+            write_h5ad(adata, out)
+        else:
+            check_places(Path(data))
+            copy_h5ad(Path(data), out, model.annotations(adata, *how))
     say(str(out))
 
 # %% ../nbs/52_cli.ipynb #c8cd8265

@@ -220,6 +220,12 @@ class CellTokens:
     def __len__(self):
         return self.bins.shape[0]
 
+    def take(self, rows: np.ndarray) -> "CellTokens":
+        "Some of the cells, in the order of `rows`."
+        external = [field if field.ndim == 1 else field[rows] for field in self.external]
+        return CellTokens(self.bins[rows], self.counts[rows], self.vocab, self.batch[rows],
+                          external, self.genes, self.measured)
+
 # %% ../nbs/03_tokens.ipynb #02b8f7f8
 def rank_genes(chosen: np.ndarray) -> np.ndarray:
     "Of the chosen of (cells, genes): cell, gene, rank within the cell, as (3, chosen)."

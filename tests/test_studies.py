@@ -11,13 +11,12 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy
 
-from scformer_nb.data import preprocess
 from scformer_nb.heads import HEADS
 from scformer_nb.io import speaking_shell
 from scformer_nb.model_files import write_model
 from scformer_nb.scformer import ScFormer, build_network, model_facts
 from scformer_nb.simulate import simulate
-from scformer_nb.studies import choose_genes, join_studies, rank_genes
+from scformer_nb.studies import choose_genes, join_studies
 from scformer_nb.svd_init import bias_init, svd_init
 from scformer_nb.tokens import CellTokens, make_batch
 
@@ -43,7 +42,7 @@ BARE, NAMELESS = anndata.AnnData(B.X, var=B.var), toy(COUNTS, batch=np.nan)[40:,
 IDS = renamed(B, [f"ENSG{i:011d}" for i in range(B.n_vars)])
 BAD = {
     "no study": ({}, {}, "there is no study"),
-    "a file name": ({"a": A, "b": "b.h5ad"}, {}, "study 'b' is of type str, not an AnnData"),
+    "no cells": ({"a": A, "b": 3}, {}, "study 'b' is of type int; an AnnData or the path"),
     "two of one name": ([A, A], {}, "two studies are called 'simulated'"),
     "two of one name as text": ({1: A, "1": B}, {}, "two studies are called '1'"),
     "no counts": (studies(b=LOGGED), {}, "study 'b': X must hold raw counts"),
@@ -96,9 +95,14 @@ def test_genes_of_most_studies_come_first_then_by_mean_rank():
     assert choose_genes(ranks, 9) == set("xyzw")
 
 
-def test_ranks_are_those_of_preprocess():
-    rank, _ = rank_genes(CELLS, 20, "batch")
-    assert set(rank.index) == set(preprocess(CELLS, 20, "batch").var_names) and sorted(rank) == list(range(20))
+def test_files_are_studies_like_others(tmp_path):
+    files = [tmp_path / f"{name}.h5ad" for name in THREE]
+    for file, study in zip(files, THREE.values(), strict=True):
+        study.write_h5ad(file)
+    read, given = join_studies(files, n_hvg=40), join_studies(THREE, n_hvg=40)
+    assert (read.X != given.X).nnz == 0 and (read.varm["measured"] == given.varm["measured"]).all() and read.uns == given.uns
+    with pytest.raises(FileNotFoundError, match="nowhere.h5ad"):
+        join_studies([files[0], tmp_path / "nowhere.h5ad"])
 
 
 def test_counts_are_those_of_the_studies_and_nothing_is_changed():
