@@ -7,7 +7,7 @@ __all__ = ['GENE_TYPES', 'OTHER_TYPES', 'PART', 'LARGE', 'to_csr', 'impossible_v
            'random_cells', 'inspect_cells', 'find_counts', 'pick_matrix', 'sample_cells', 'feature_column',
            'gene_features', 'as_text', 'check_column', 'row_parts', 'CountReader', 'check_adata', 'looks_like_ensembl',
            'join_small_batches', 'varying_genes', 'select_hvg', 'library_size', 'check_totals', 'log_normalise',
-           'sample_rows', 'Overview', 'read_overview', 'read_genes', 'read_hvg', 'preprocess']
+           'sample_rows', 'Overview', 'read_overview', 'read_genes', 'choose_hvg', 'read_hvg', 'preprocess']
 
 # %% ../nbs/01_data.ipynb #b84230e0
 import contextlib
@@ -377,7 +377,7 @@ def join_small_batches(batch: pd.Series, min_cells: int = 50) -> pd.Series:
 
 # %% ../nbs/01_data.ipynb #bf9521b7
 def _rank_by_dispersion(data: AnnData, n_hvg: int, batch_key: str | None) -> np.ndarray:
-    "(genes,) True for the n_hvg first by flavor='seurat'; `ValueError` if hardly any varies."
+    "(genes,) rank of the n_hvg first by 'seurat', else NaN; `ValueError` if hardly any varies."
     import scanpy as sc
     try:
         table = sc.pp.highly_variable_genes(data, flavor="seurat", n_top_genes=n_hvg,
@@ -385,8 +385,9 @@ def _rank_by_dispersion(data: AnnData, n_hvg: int, batch_key: str | None) -> np.
     except IndexError:
         raise ValueError(f"hardly any of the {data.n_vars} genes varies, so {n_hvg} cannot be "
                          "selected; raise n_hvg to keep all") from None
-    rank = (["highly_variable_nbatches"] if batch_key else []) + ["dispersions_norm"]
-    return data.var_names.isin(table.sort_values(rank, ascending=False).index[:n_hvg])
+    order = (["highly_variable_nbatches"] if batch_key else []) + ["dispersions_norm"]
+    first = table.sort_values(order, ascending=False).index[:n_hvg]
+    return pd.Series(np.arange(len(first)), first).reindex(data.var_names).to_numpy(float)
 
 # %% ../nbs/01_data.ipynb #74d9d762
 def varying_genes(X: sp.csr_matrix) -> int:
@@ -403,7 +404,7 @@ def select_hvg(
     n_hvg: int,  # genes to select
     batch: pd.Series,  # (cells,) batch, text
     total: np.ndarray,  # (cells,) total counts
-) -> tuple[np.ndarray, str]:  # (genes,) True for the selected; flavor
+) -> tuple[np.ndarray, str]:  # (genes,) rank, NaN if not selected; flavor
     "Highly variable genes by seurat_v3, or by seurat where loess is unsafe."
     import scanpy as sc
     batch = join_small_batches(batch).astype("category")
@@ -418,7 +419,9 @@ def select_hvg(
             if enough:
                 table = sc.pp.highly_variable_genes(data, flavor="seurat_v3", n_top_genes=n_hvg,
                     batch_key=key, check_values=False, inplace=False)
-                return table["highly_variable"].reindex(data.var_names).to_numpy(), "seurat_v3"
+                rank = table["highly_variable_rank"].where(table["highly_variable"])
+                rank = rank.rank(method="first") - 1  # of batches: it was the median
+                return rank.reindex(data.var_names).to_numpy(float), "seurat_v3"
         data.X = log_normalise(data.X, total)
         return _rank_by_dispersion(data, n_hvg, key), "seurat"
 
@@ -513,6 +516,33 @@ def read_genes(
             bar.update(X.shape[0])
     return sp.csr_matrix((data, indices, indptr), (n, int(keep.sum())))
 
+# %% ../nbs/01_data.ipynb #6650fe0d
+def choose_hvg(
+    reader: CountReader,
+    n_hvg: int,  # highly variable genes to choose; sets with no more genes choose all
+    min_cells: int = 3,  # genes seen in fewer cells are left out
+) -> tuple[np.ndarray, str, Overview]:  # (genes,) rank, NaN if not chosen; flavor; first pass
+    "Highly variable genes. The sample that is left has the genes of `min_cells` cells."
+    if len(reader) < 2 or len(reader.var) < 2 or n_hvg < 2:
+        raise ValueError(f"{len(reader)} cells x {len(reader.var)} genes and n_hvg={n_hvg}: at "
+                         "least 2 of each are needed to compare anything")
+    rows = sample_rows(reader.batch, LARGE)
+    seen = read_overview(reader, rows)
+    total = check_totals(reader.obs, seen.own)
+    keep = seen.n_cells >= min_cells
+    if (n := int(keep.sum())) < 2:
+        raise ValueError(f"{n} of {len(keep)} genes are seen in min_cells={min_cells} "
+                         "cells or more; lower min_cells")
+    if not keep.all():
+        seen.sample = seen.sample[:, keep]
+    ranks, flavor = np.full(n, (n - 1) / 2), "none: all genes kept"
+    if n > n_hvg:
+        some = AnnData(seen.sample, var=reader.var[keep])
+        ranks, flavor = select_hvg(some, n_hvg, reader.batch.iloc[rows], total[rows])
+    rank = np.full(len(keep), np.nan)
+    rank[keep] = ranks
+    return rank, flavor, seen
+
 # %% ../nbs/01_data.ipynb #a59832ca
 def read_hvg(
     adata: AnnData,  # cells with raw counts, in memory or on disk; never modified
@@ -523,31 +553,17 @@ def read_hvg(
 ) -> tuple[AnnData, np.ndarray]:  # X = counts of HVG, CSR, uns["hvg"] = how; (cells,) totals
     "Counts of highly variable genes. Cells that express none of them stay, with a warning."
     reader = CountReader(adata, layer, batch_key)
-    if len(reader) < 2 or len(reader.var) < 2 or n_hvg < 2:
-        raise ValueError(f"{len(reader)} cells x {len(reader.var)} genes and n_hvg={n_hvg}: at "
-                         "least 2 of each are needed to compare anything")
-    rows = sample_rows(reader.batch, LARGE)
-    seen = read_overview(reader, rows)
-    total = check_totals(reader.obs, seen.own)
-    keep = seen.n_cells >= min_cells
-    if keep.sum() < 2:
-        raise ValueError(f"{keep.sum()} of {len(keep)} genes are seen in min_cells={min_cells} "
-                         "cells or more; lower min_cells")
-    if not keep.all():
-        seen.sample = seen.sample[:, keep]
-    chosen, flavor = np.ones(keep.sum(), bool), "none: all genes kept"
-    if len(chosen) > n_hvg:
-        some = AnnData(seen.sample, var=reader.var[keep])
-        chosen, flavor = select_hvg(some, n_hvg, reader.batch.iloc[rows], total[rows])
-    keep[keep] = chosen
+    rank, flavor, seen = choose_hvg(reader, n_hvg, min_cells)
+    total, keep, n_sample = check_totals(reader.obs, seen.own), rank >= 0, seen.sample.shape[0]
+    chosen = keep[seen.n_cells >= min_cells]
     X = seen.sample if chosen.all() else seen.sample[:, chosen]
-    if len(rows) < len(reader):
+    if n_sample < len(reader):
         seen.sample = X = None
         X = read_genes(reader, keep, seen)
     out = AnnData(X, obs=_used(reader.obs), var=_used(reader.var[keep]), uns=reader.uns)
     out.uns["hvg"] = {"flavor": flavor, "n_hvg": out.n_vars}
-    if len(rows) < len(reader):
-        out.uns["hvg"]["chosen_on"] = len(rows)  # cells
+    if n_sample < len(reader):
+        out.uns["hvg"]["chosen_on"] = n_sample  # cells
     if silent := int((np.diff(X.indptr) == 0).sum()):
         warnings.warn(f"{silent:,} of {out.n_obs:,} cells express none of the {out.n_vars:,} genes "
                       "kept; the cells stay", stacklevel=3)

@@ -281,8 +281,11 @@ class NegativeBinomial(Head, name="nb"):
     def forward(self, x: HeadInput) -> torch.Tensor:
         query = self.query(x.genes) * x.genes.shape[1] ** -0.5
         logits = self.cell(x.cell) @ query.T + self.bias + self.batch(x.b.batch)
-        mean = x.b.counts.sum(1, keepdim=True) * logits.softmax(-1) + 1e-8
-        return negative_binomial_loss(mean, self.log_theta.exp(), x.b.counts)
+        counts, measured = x.b.counts, x.b.measured
+        if measured is not None: # of other genes 0 is expected and 0 counted, which costs nothing
+            counts, logits = counts * measured, logits.masked_fill(~measured, -1e9)
+        mean = counts.sum(1, keepdim=True) * logits.softmax(-1) + 1e-8
+        return negative_binomial_loss(mean, self.log_theta.exp(), counts)
 
 # %% ../nbs/05_heads.ipynb #5750a6d7
 class Heads(nn.Module):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'Vocabulary', 'union_vocabulary', 'align_genes', 'read_gmt', 'pathway_tokens', 'TokenBatch', 'draw_mask',
-           'sample_genes', 'CellTokens', 'rank_genes', 'make_batch', 'length_batches']
+           'sample_genes', 'only_measured', 'CellTokens', 'rank_genes', 'make_batch', 'length_batches']
 
 # %% ../nbs/03_tokens.ipynb #ad3ec313
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,17 +91,20 @@ def _mismatch(known: Sequence[str], names: Sequence[str]) -> str:
 def align_genes(
     vocab: Vocabulary,  # the model's vocabulary
     names: Sequence[str],  # gene names of the new data
+    least: float = 0.5,  # share of the vocabulary to be found
 ) -> tuple[np.ndarray, np.ndarray]:  # known columns of the new data, their gene numbers
     "Match new genes to the vocabulary. Raises ValueError if less than half of it is found."
     known, names = vocab.genes, [str(name) for name in names]
     columns, numbers = _match(known, names)
-    if len(columns) < len(known) / 2:
+    enough = least * len(known)
+    if len(columns) < enough:
         found = {kind: _match(known, names, spell) for kind, spell in SPELLINGS.items()}
         kind = max(found, key=lambda kind: found[kind].shape[1])
         columns, numbers = found[kind]
-        if len(columns) < len(known) / 2:
+        if len(columns) < enough:
+            share = "half" if least == 0.5 else f"{least:.0%}"
             raise ValueError(f"only {len(columns)} of the model's {len(known)} genes are in the "
-                             f"data (at least half are needed){_mismatch(known, names)}")
+                             f"data (at least {share} are needed){_mismatch(known, names)}")
         warnings.warn(f"genes were matched without their {kind}: {names[columns[0]]!r} in the data "
                       f"is {known[numbers[0]]!r} in the model", stacklevel=2)
     if missing := len(known) - len(columns):
@@ -152,6 +155,8 @@ class TokenBatch:
     counts: torch.Tensor  # (cells, genes) float raw counts
     hidden: torch.Tensor  # (cells, genes) bool, gene masked in this step
     n_visible: int  # tokens before the masked block starts
+    _: KW_ONLY
+    measured: torch.Tensor | None = None  # (cells, genes) bool; None: all genes in all cells
 
     def to(self, device) -> "TokenBatch":
         "The same mini-batch on another device."
@@ -173,6 +178,20 @@ def sample_genes(chosen: np.ndarray, limit: int | None, rng: np.random.Generator
     score = np.where(chosen, rng.random(chosen.shape, dtype=np.float32), 2)
     return chosen & (score < np.partition(score, limit, axis=1)[:, [limit]])
 
+# %% ../nbs/03_tokens.ipynb #42653cde
+def only_measured(
+    M: sp.csr_matrix,  # (cells, genes)
+    measured: np.ndarray,  # (batches, genes) bool
+    batch: np.ndarray,  # (cells,) codes of the sequencing batch
+) -> sp.csr_matrix:
+    "The matrix without values of genes that the batch of a cell did not measure."
+    known = measured[np.repeat(batch, np.diff(M.indptr)), M.indices]
+    if not known.all():
+        M = M.copy()
+        M.data[~known] = 0
+        M.eliminate_zeros()
+    return M
+
 # %% ../nbs/03_tokens.ipynb #c1b9a827
 class CellTokens:
     "Cells as sparse rows of binned genes, ready to be cut into mini-batches."
@@ -184,6 +203,7 @@ class CellTokens:
         batch: np.ndarray | None = None,  # (cells,) codes of the sequencing batch; None: one
         external: Sequence = (),  # fields, each (genes,) or sparse (cells, genes) integers
         genes: str = "expressed",  # input mode, "expressed" or "all"
+        measured: np.ndarray | None = None,  # (batches, genes) bool; None: all genes in all
     ):
         if genes not in ("expressed", "all"):
             raise ValueError(f"genes must be 'expressed' or 'all', not {genes!r}")
@@ -193,7 +213,11 @@ class CellTokens:
         self.bins, self.counts = bins.tocsr(), counts.tocsr()
         self.vocab, self.external, self.genes = vocab, list(external), genes
         self.batch = np.asarray(np.zeros(len(self)) if batch is None else batch, np.int64)
-        full = np.full(len(self), bins.shape[1])
+        self.measured, full = measured, np.full(len(self), bins.shape[1])
+        if measured is not None:
+            full = measured.sum(1)[self.batch]
+            both = self.bins, self.counts
+            self.bins, self.counts = (only_measured(M, measured, self.batch) for M in both)
         self.lengths = full if genes == "all" else np.diff(self.bins.indptr)  # tokens of each cell
 
     def __len__(self):
@@ -203,7 +227,7 @@ class CellTokens:
         "Some of the cells, in the order of `rows`."
         external = [field if field.ndim == 1 else field[rows] for field in self.external]
         return CellTokens(self.bins[rows], self.counts[rows], self.vocab, self.batch[rows],
-                          external, self.genes)
+                          external, self.genes, self.measured)
 
 # %% ../nbs/03_tokens.ipynb #02b8f7f8
 def rank_genes(chosen: np.ndarray) -> np.ndarray:
@@ -225,6 +249,10 @@ def make_batch(
     bins, counts = (M[rows].toarray().astype(np.float32) for M in (cells.bins, cells.counts))
     hidden = draw_mask(bins.shape, mask_ratio, rng)
     tokens = (bins > 0) | (cells.genes == "all")
+    measured = None if cells.measured is None else cells.measured[cells.batch[rows]]
+    if measured is not None:
+        tokens, hidden = tokens & measured, hidden & measured
+        measured = torch.from_numpy(measured)
     visible = rank_genes(sample_genes(tokens & ~hidden, max_genes, rng))
     masked = rank_genes(sample_genes(tokens & hidden, max_masked, rng))
     n_visible = int(visible[2].max(initial=-1)) + 2
@@ -242,7 +270,7 @@ def make_batch(
         external[:, i] = field[gene] if field.ndim == 1 else field[rows][cell, gene].A1
     targets = [torch.from_numpy(a) for a in (cells.batch[rows], bins, counts, hidden)]
     return TokenBatch(ids, spread(bins[cell, gene]), spread(hidden[cell, gene]), spread(external),
-                      *targets, n_visible)
+                      *targets, n_visible, measured=measured)
 
 # %% ../nbs/03_tokens.ipynb #0adc5ca6
 def length_batches(

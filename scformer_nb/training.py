@@ -324,6 +324,8 @@ class ScFormerTask(TrainingTask):
         digest = hashlib.sha256(json.dumps([c.vocab.genes, c.genes]).encode())
         for part in (c.bins.indptr, c.bins.indices, c.bins.data, c.counts.data, c.batch):
             digest.update(part)
+        if c.measured is not None:
+            digest.update(c.measured.tobytes())
         data = {"cells, genes, n_bins or batches": digest.hexdigest()}
         return asdict(self.recipe) | {"seed": self.seed} | data
 
