@@ -30,8 +30,8 @@ class ValueEmbedding(nn.Module):
     def forward(self, values: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         "(cells, tokens, dim) from (cells, tokens) bins and whether they are masked"
         bins = torch.arange(self.top + 1.0, device=values.device).unsqueeze(-1)
-        x = F.embedding(values.long(), self.embed(bins / self.top))
-        return torch.where(masked.unsqueeze(-1), self.mask, x)
+        table = torch.cat([self.embed(bins / self.top), self.mask.unsqueeze(0)])
+        return F.embedding(torch.where(masked, self.top + 1, values).long(), table)
 
 # %% ../nbs/04_model.ipynb #e34ce8c7
 class DomainBatchNorm(nn.Module):
@@ -93,16 +93,32 @@ class Block(nn.Module):
         n_keys: int, # keys are the first tokens
         n_queries: int | None = None, # and so are those that are updated; None: all
     ) -> torch.Tensor: # (cells, n_queries, dim)
-        y, dim = self.norm1(x), x.shape[-1]
-        weights = self.qkv.weight.split([dim, 2 * dim])
-        biases = self.qkv.bias.split([dim, 2 * dim])
-        q = F.linear(y[:, :n_queries], weights[0], biases[0])
-        q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        kv = F.linear(y[:, :n_keys], weights[1], biases[1])
+        y = self.norm1(x)
+        attend = self.attend_once if n_queries == 1 else self.attend
+        attended = attend(y[:, :n_queries], y[:, :n_keys], keys)
+        x = x[:, :n_queries] + self.drop(self.out(attended))
+        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+    def attend(self, ask: torch.Tensor, y: torch.Tensor, keys: torch.Tensor | None):
+        "(cells, n_queries, dim) of queries and keys, a key and a value for each token"
+        weights, biases = (p.split([len(p) // 3, len(p) // 3 * 2])
+            for p in (self.qkv.weight, self.qkv.bias))
+        q = F.linear(ask, weights[0], biases[0]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        kv = F.linear(y, weights[1], biases[1])
         k, v = kv.unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        x = x[:, :n_queries] + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
-        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        return attended.transpose(1, 2).flatten(2)
+
+    def attend_once(self, ask: torch.Tensor, y: torch.Tensor, keys: torch.Tensor | None):
+        "The same of one query, with `W_k` and `W_v` taken out of the sums over tokens"
+        w_q, w_k, w_v = self.qkv.weight.chunk(3)
+        b_q, _, b_v = self.qkv.bias.chunk(3)
+        w_k, w_v = (w.unflatten(0, (self.n_heads, -1)) for w in (w_k, w_v))
+        q = F.linear(ask[:, 0], w_q, b_q).unflatten(-1, (self.n_heads, -1))
+        asked = torch.einsum("chd,hde->che", q, w_k).unsqueeze(1)
+        mean = F.scaled_dot_product_attention(asked, y.unsqueeze(1), y.unsqueeze(1),
+            attn_mask=keys, scale=q.shape[-1] ** -0.5).squeeze(1)
+        return (torch.einsum("che,hde->chd", mean, w_v).flatten(1) + b_v).unsqueeze(1)
 
 # %% ../nbs/04_model.ipynb #886eeb44
 class Encoder(nn.Module):
@@ -131,7 +147,7 @@ class Encoder(nn.Module):
 
     def gene_vectors(self, ids: torch.Tensor) -> torch.Tensor: # (..., dim)
         "Embedding of gene tokens, `emb_g` in eq. 5"
-        return self.gene_norm(self.gene(ids))
+        return F.embedding(ids, self.gene_norm(self.gene.weight), padding_idx=0)
 
     def embed(self, b: TokenBatch) -> torch.Tensor: # (cells, tokens, dim)
         "Input embedding, the sum of eq. 5, normalised by DSBN"
