@@ -73,6 +73,10 @@ docs: $(VENV)/.docs ## build the documentation from the stored outputs in _docs,
 lint: $(VENV)/.dev ## ruff over notebooks, tests and tools
 	@$(BIN)/ruff check nbs tests tools docs
 
+sbom: $(VENV)/.dev ## write sbom.json, the list of all that is installed, as CycloneDX
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check cyclonedx-bom
+	@$(BIN)/cyclonedx-py environment -o sbom.json $(BIN)/python
+
 clean: ## remove the environment and what tools leave behind; out/ stays
 	rm -rf $(VENV) build dist _docs docs/pages docs/api *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find nbs scformer_nb tests tools -name __pycache__ -prune -exec rm -rf {} +
@@ -101,4 +105,4 @@ $(VENV)/.baselines: $(VENV)/.core
 	@$(PIP) -e '.[baselines]'
 	@touch $@
 
-.PHONY: help demo test test-fast experiments env hooks outputs readme docs lint clean
+.PHONY: help demo test test-fast experiments env hooks outputs readme docs lint sbom clean

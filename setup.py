@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 config = ConfigParser(delimiters=["="])
 config.read(Path(__file__).parent / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-EXTRAS = ("dev", "baselines", "gears", "hub", "docs")
+EXTRAS = ("dev", "baselines", "gears", "genes", "hub", "docs")
 
 
 class WithPages(build_py):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
-        alignment, baselines, batch_correction, binning, cli, cross_species, data, datasets, effects, experiment, gene_space,
+        alignment, baselines, batch_correction, binning, cli, cross_species, data, datasets, effects, experiment, gene_names, gene_space,
         heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation, perturbation_models,
         plots, report, runner, runs, saucie, score_card, scformer, screens, simulate, svd_init, taxonomy, tokens,
         training, trees, wasserstein, writable,
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
 __version__ = "0.1.0"
 __all__ = [
     "ScFormer", "alignment", "baselines", "batch_correction", "binning", "cli", "cross_species", "data", "datasets", "effects",
-    "experiment", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics", "model",
+    "experiment", "gene_names", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics", "model",
     "model_files", "perturbation", "perturbation_models", "plots", "report", "runner", "runs", "saucie", "scformer",
     "score_card", "screens", "simulate", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]

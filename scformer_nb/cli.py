@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Run', 'NewFolder', 'BatchKey', 'Layer', 'Seed', 'Resume', 'Epochs', 'AsJson', 'Given', 'Quick',
            'Folder', 'LARGE', 'perturb', 'is_watched', 'say', 'explain', 'show_once', 'report_errors', 'datasets',
-           'file_image', 'write_h5ad', 'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run',
+           'file_image', 'write_h5ad', 'genes', 'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run',
            'compare_species', 'demo']
 
 # %% ../nbs/52_cli.ipynb #b5a57818
@@ -29,8 +29,16 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 _CODES = ("Exit codes: 0 done, 1 the run failed, 2 the input is at fault, 130 stopped by Ctrl-C. "
     "Results are on stdout, all else on stderr.")
 
+def _show_version(asked: bool):
+    if asked:
+        typer.echo(scf.__version__)
+        raise typer.Exit
+
+_Version = Annotated[bool, typer.Option(
+    "--version", callback=_show_version, is_eager=True, help="Print the version, and end.")]
+
 @app.callback(epilog=_CODES)
-def _scformer():
+def _scformer(version: _Version = False):
     """Transformer embeddings of cells and genes for single-cell RNA-seq.
 
     A report on your own cells, beside baselines:  scformer run clustering my.h5ad -o out/mine
@@ -172,6 +180,21 @@ def write_h5ad(adata, path: Path) -> None:
         with open(file, "wb") as empty:
             os.posix_fallocate(empty.fileno(), 0, size)
         adata.write_h5ad(file)
+
+# %% ../nbs/52_cli.ipynb #c3c161d9
+@_command("genes mine.h5ad --to symbol -o by_symbol.h5ad")
+def genes(
+    data: Data,
+    to: _option(Literal["symbol", "ensembl"], "The kind of names that is wanted."),
+    out: _option(Path, "New .h5ad: DATA with other gene names.", "-o", "--out"),
+    species: _option(Literal["human", "mouse"] | None, "None: as the names look.") = None,
+):
+    "Translate gene names, by columns of var first, then by Ensembl's table."
+    _check_new_file(out, ".h5ad")
+    adata = scf.load(data)
+    scf.writable.check_writable(adata)
+    write_h5ad(scf.gene_names.rename_genes(adata, to, species), out)
+    say(str(out))
 
 # %% ../nbs/52_cli.ipynb #e20b3003
 @_command("fit my.h5ad --batch-key batch -o run")

@@ -80,9 +80,10 @@ class Block(nn.Module):
         n_heads: int, # attention heads
         d_ff: int, # width of the feed-forward layers
         dropout: float = 0.0, # on the residual branches
+        uniform: bool = False, # every key gets the same weight: the mean of their values
     ):
         super().__init__()
-        self.n_heads, self.drop = n_heads, nn.Dropout(dropout)
+        self.n_heads, self.drop, self.uniform = n_heads, nn.Dropout(dropout), uniform
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.fc1, self.fc2 = nn.Linear(dim, d_ff), nn.Linear(d_ff, dim)
@@ -95,30 +96,29 @@ class Block(nn.Module):
     ) -> torch.Tensor: # (cells, n_queries, dim)
         y = self.norm1(x)
         attend = self.attend_once if n_queries == 1 else self.attend
-        attended = attend(y[:, :n_queries], y[:, :n_keys], keys)
+        attended = attend(self.queries(y[:, :n_queries]), y[:, :n_keys], keys)
         x = x[:, :n_queries] + self.drop(self.out(attended))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
-    def attend(self, ask: torch.Tensor, y: torch.Tensor, keys: torch.Tensor | None):
-        "(cells, n_queries, dim) of queries and keys, a key and a value for each token"
-        weights, biases = (p.split([len(p) // 3, len(p) // 3 * 2])
-            for p in (self.qkv.weight, self.qkv.bias))
-        q = F.linear(ask, weights[0], biases[0]).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        kv = F.linear(y, weights[1], biases[1])
-        k, v = kv.unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
+    def queries(self, y: torch.Tensor) -> torch.Tensor: # (cells, n_queries, heads, dim / heads)
+        w, b = (p.chunk(3)[0] for p in (self.qkv.weight, self.qkv.bias))
+        q = F.linear(y, w, b).unflatten(-1, (self.n_heads, -1))
+        return torch.zeros_like(q) if self.uniform else q
+
+    def attend(self, q, y, keys) -> torch.Tensor: # (cells, n_queries, dim)
+        "With a key and a value of each token"
+        w, b = (p[len(p) // 3:] for p in (self.qkv.weight, self.qkv.bias))
+        k, v = F.linear(y, w, b).unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=keys)
         return attended.transpose(1, 2).flatten(2)
 
-    def attend_once(self, ask: torch.Tensor, y: torch.Tensor, keys: torch.Tensor | None):
+    def attend_once(self, q, y, keys) -> torch.Tensor: # (cells, 1, dim)
         "The same of one query, with `W_k` and `W_v` taken out of the sums over tokens"
-        w_q, w_k, w_v = self.qkv.weight.chunk(3)
-        b_q, _, b_v = self.qkv.bias.chunk(3)
-        w_k, w_v = (w.unflatten(0, (self.n_heads, -1)) for w in (w_k, w_v))
-        q = F.linear(ask[:, 0], w_q, b_q).unflatten(-1, (self.n_heads, -1))
-        asked = torch.einsum("chd,hde->che", q, w_k).unsqueeze(1)
-        mean = F.scaled_dot_product_attention(asked, y.unsqueeze(1), y.unsqueeze(1),
-            attn_mask=keys, scale=q.shape[-1] ** -0.5).squeeze(1)
-        return (torch.einsum("che,hde->chd", mean, w_v).flatten(1) + b_v).unsqueeze(1)
+        _, w_k, w_v = self.qkv.weight.unflatten(0, (3, self.n_heads, -1))
+        asked, y = torch.einsum("cohd,hde->cohe", q, w_k), y.unsqueeze(1)
+        scale = q.shape[-1] ** -0.5
+        mean = F.scaled_dot_product_attention(asked, y, y, attn_mask=keys, scale=scale)
+        return torch.einsum("cohe,hde->cohd", mean, w_v).flatten(2) + self.qkv.bias.chunk(3)[2]
 
 # %% ../nbs/04_model.ipynb #886eeb44
 class Encoder(nn.Module):
@@ -135,6 +135,7 @@ class Encoder(nn.Module):
         dropout: float = 0.0, # on the residual branches
         dsbn: bool | str = False, # batch normalisation by domain; "affine": then scale and shift
         attend_masked: bool = False, # let all tokens attend to masked ones, as in BERT
+        uniform: bool = False, # all attention weights are equal
     ):
         super().__init__()
         self.attend_masked = attend_masked
@@ -142,7 +143,8 @@ class Encoder(nn.Module):
         self.value = ValueEmbedding(dim, n_bins)
         self.external = nn.ModuleList(nn.Embedding(n, dim, padding_idx=0) for n in external_sizes)
         self.dsbn = DomainBatchNorm(dim, n_batches, dsbn == "affine") if dsbn else None
-        self.blocks = nn.ModuleList(Block(dim, n_heads, d_ff, dropout) for _ in range(n_blocks))
+        self.blocks = nn.ModuleList(
+            Block(dim, n_heads, d_ff, dropout, uniform) for _ in range(n_blocks))
         self.norm = nn.LayerNorm(dim)
 
     def gene_vectors(self, ids: torch.Tensor) -> torch.Tensor: # (..., dim)

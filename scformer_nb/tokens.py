@@ -18,6 +18,7 @@ import scipy.sparse as sp
 import torch
 
 from .data import looks_like_ensembl
+from .io import hint
 
 # %% ../nbs/03_tokens.ipynb #61c1721c
 class Vocabulary:
@@ -77,7 +78,9 @@ def _mismatch(known: Sequence[str], names: Sequence[str]) -> str:
     near = {way: len({*map(spell, known)} & {*map(spell, names)}) for way, spell in ways.items()}
     way, why = max(near, key=near.get), ""
     if kinds[0] != kinds[1]:
-        why = f": the data has {kinds[0]}, the model {kinds[1]}; map one to the other first"
+        to = "symbol" if kinds[1] == "gene symbols" else "ensembl"
+        way_out = hint(f"gene_names.rename_genes(adata, {to!r})", f"scformer genes DATA --to {to}")
+        why = f": the data has {kinds[0]}, the model {kinds[1]}; translate them first, {way_out}"
     elif near[way] > len(known) / 4:
         species = " (as human and mouse symbols differ)" if way == "case" else ""
         why = f": {near[way]} would match but for {way}{species}; rename one side"

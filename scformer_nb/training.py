@@ -36,7 +36,8 @@ from .runs import read_checkpoint, run_folder, sigterm_exits, write_history, wri
 from .tokens import CellTokens, TokenBatch, length_batches, make_batch
 
 # %% ../nbs/07_training.ipynb #864bbeb3
-CHOICES = {"genes": ("expressed", "all"), "loss": ("mse", "ce"), "dsbn": (False, True, "affine")}
+CHOICES = {"genes": ("expressed", "all"), "attention": ("softmax", "uniform"),
+    "loss": ("mse", "ce"), "dsbn": (False, True, "affine")}
 BOUNDS = [ # in words, as a function, the bound, and the fields that it holds for
     ("above", operator.gt, 0,
      "max_genes max_masked mask_ratio dim n_blocks n_heads d_ff batch_size lr lr_decay half_life "
@@ -63,6 +64,7 @@ class Recipe:
     dim: int = 128 # size of gene embeddings and of `h_c`
     n_blocks: int = 1 # transformer blocks
     n_heads: int = 4 # attention heads
+    attention: str = "softmax" # or "uniform": all weights are equal
     d_ff: int = 128 # width of the feed-forward layers
     dropout: float = 0.0 # on the residual branches
     dsbn: bool | str = False # domain-specific batch norm; "affine": with scale and shift
@@ -156,7 +158,7 @@ class ScFormerNetwork(nn.Module):
         shape = dict(n_bins=n_bins, n_batches=n_batches, dim=r.dim)
         self.encoder = Encoder(n_tokens=n_genes + n_specials, n_blocks=r.n_blocks,
             n_heads=r.n_heads, d_ff=r.d_ff, dropout=r.dropout, dsbn=r.dsbn,
-            attend_masked=r.attend_masked, **shape)
+            attend_masked=r.attend_masked, uniform=r.attention == "uniform", **shape)
         options = dict(loss=r.loss, beta=r.beta, batch_input=r.batch_input)
         sizes = HeadSizes(n_genes=n_genes, latent=r.latent, **options, **shape)
         self.heads = Heads(sizes, r.weights)

