@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'Vocabulary', 'union_vocabulary', 'align_genes', 'read_gmt', 'pathway_tokens', 'TokenBatch', 'draw_mask',
-           'sample_genes', 'only_measured', 'CellTokens', 'rank_genes', 'make_batch', 'length_batches']
+           'rank_genes', 'sample_genes', 'only_measured', 'CellTokens', 'make_batch', 'length_batches']
 
 # %% ../nbs/03_tokens.ipynb #ad3ec313
 import re
@@ -171,12 +171,28 @@ def draw_mask(shape: tuple, ratio: float, rng: np.random.Generator) -> np.ndarra
     return rng.random(shape, dtype=np.float32) < ratio
 
 # %% ../nbs/03_tokens.ipynb #55389130
-def sample_genes(chosen: np.ndarray, limit: int | None, rng: np.random.Generator) -> np.ndarray:
-    "At most `limit` genes of each row of (cells, genes), at random (section 3.2); None: all."
-    if limit is None or chosen.sum(1).max(initial=0) <= limit:
-        return chosen
-    score = np.where(chosen, rng.random(chosen.shape, dtype=np.float32), 2)
-    return chosen & (score < np.partition(score, limit, axis=1)[:, [limit]])
+def rank_genes(cell: np.ndarray) -> np.ndarray:
+    "(tokens,) 0, 1, ... within each cell, from the cell of each token in order."
+    n = np.bincount(cell)
+    return np.arange(len(cell)) - (n.cumsum() - n)[cell]
+
+# %% ../nbs/03_tokens.ipynb #a4d6644c
+def sample_genes(
+    cell: np.ndarray,  # (tokens,) cell of each token, in order
+    gene: np.ndarray,  # (tokens,) its gene
+    shape: tuple,  # (cells, genes)
+    limit: int | None,  # tokens a cell at most; None: all
+    rng: np.random.Generator,  # of the sample
+) -> np.ndarray:  # (3, kept) cell, gene, rank within the cell
+    "At most `limit` genes of each cell, at random (section 3.2)."
+    rank = rank_genes(cell)
+    if limit is not None and rank.max(initial=-1) >= limit:
+        score = np.full((shape[0], rank.max() + 1), 2, np.float32)
+        score[cell, rank] = rng.random(shape, dtype=np.float32)[cell, gene]
+        kept = score[cell, rank] < np.partition(score, limit, axis=1)[cell, limit]
+        cell, gene = cell[kept], gene[kept]
+        rank = rank_genes(cell)
+    return np.stack([cell, gene, rank])
 
 # %% ../nbs/03_tokens.ipynb #42653cde
 def only_measured(
@@ -229,12 +245,6 @@ class CellTokens:
         return CellTokens(self.bins[rows], self.counts[rows], self.vocab, self.batch[rows],
                           external, self.genes, self.measured)
 
-# %% ../nbs/03_tokens.ipynb #02b8f7f8
-def rank_genes(chosen: np.ndarray) -> np.ndarray:
-    "Of the chosen of (cells, genes): cell, gene, rank within the cell, as (3, chosen)."
-    cell, gene = np.nonzero(chosen)
-    return np.stack([cell, gene, (chosen.cumsum(1) - 1)[cell, gene]])
-
 # %% ../nbs/03_tokens.ipynb #299ed755
 def make_batch(
     cells: CellTokens,  # the data set
@@ -246,15 +256,18 @@ def make_batch(
 ) -> TokenBatch:
     "Cut a mini-batch out of the data set: lay out both blocks, pad, and attach the targets."
     rng = rng or np.random.default_rng(0)
-    bins, counts = (M[rows].toarray().astype(np.float32) for M in (cells.bins, cells.counts))
+    sparse = cells.bins[rows].sorted_indices()
+    bins, counts = (M.toarray().astype(np.float32) for M in (sparse, cells.counts[rows]))
     hidden = draw_mask(bins.shape, mask_ratio, rng)
-    tokens = (bins > 0) | (cells.genes == "all")
     measured = None if cells.measured is None else cells.measured[cells.batch[rows]]
+    full = np.ones_like(hidden) if measured is None else measured
+    cell, gene = (full if cells.genes == "all" else sparse).nonzero()
     if measured is not None:
-        tokens, hidden = tokens & measured, hidden & measured
+        hidden = hidden & measured
         measured = torch.from_numpy(measured)
-    visible = rank_genes(sample_genes(tokens & ~hidden, max_genes, rng))
-    masked = rank_genes(sample_genes(tokens & hidden, max_masked, rng))
+    hides = hidden[cell, gene]
+    visible, masked = (sample_genes(cell[of], gene[of], bins.shape, limit, rng)
+        for of, limit in ((~hides, max_genes), (hides, max_masked)))
     n_visible = int(visible[2].max(initial=-1)) + 2
     cell, gene, place = np.c_[visible + [[0], [0], [1]], masked + [[0], [0], [n_visible]]]
 
