@@ -414,6 +414,12 @@ def push_to_hub(self: ScFormer, repo_id: str, *args, **kwargs) -> str: # address
     return import_module("scformer_nb.hub").push_to_hub(self, repo_id, *args, **kwargs)
 
 @patch(cls_method=True)
+def from_pretrained(cls: ScFormer,
+    folder: str | Path, adata: ad.AnnData, *args, **kwargs) -> "ScFormer":
+    "A model of new cells that begins as another ended; see `pretrained.from_pretrained`."
+    return import_module("scformer_nb.pretrained").from_pretrained(folder, adata, *args, **kwargs)
+
+@patch(cls_method=True)
 def from_hub(cls: ScFormer, repo_id: str, revision: str | None = None) -> "ScFormer":
     "Download and load a model; see `hub.from_hub`."
     return import_module("scformer_nb.hub").from_hub(repo_id, revision)
