@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, batch_correction, binning, cli, cross_species, data, datasets, effects, experiment, gene_names, gene_space,
-        heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation, perturbation_models,
-        plots, report, runner, runs, saucie, score_card, scformer, screens, simulate, svd_init, taxonomy, tokens,
+        heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation, perturbation_files,
+        perturbation_models, perturbation_network,
+        plots, report, runner, runs, saucie, score_card, scformer, screen_scores, screens, simulate, svd_init, taxonomy, tokens,
         training, trees, wasserstein, writable,
     )
     from .datasets import load
