@@ -509,9 +509,9 @@ def _on_disk(item):
 def _tables_of(file, path: Path) -> AnnData:
     "An open `.h5ad` as AnnData: obs, var, uns['dataset'] in memory, X, layers and raw.X on disk."
     from anndata.io import read_elem
-    raw, dataset = file.get("raw"), file.get("uns/dataset")
-    if raw is not None:
-        raw = {"X": _on_disk(raw["X"]), "var": read_elem(raw["var"])}
+    raw, dataset = None, file.get("uns/dataset")
+    if "raw/X" in file:
+        raw = {"X": _on_disk(file["raw/X"]), "var": read_elem(file["raw/var"])}
     layers = {name: _on_disk(M) for name, M in file.get("layers", {}).items()}
     uns = {"dataset": path.stem if dataset is None else read_elem(dataset)}
     obs, var = read_elem(file["obs"]), read_elem(file["var"])

@@ -147,12 +147,13 @@ def lock_folder(folder: str | Path) -> Iterator[Path]:  # the folder, made if ne
 
 # %% ../nbs/A0_io.ipynb #26775508
 def progress_bar(what: str, n_cells: int, show: bool = True):  # a tqdm
-    "Cells done, their rate and the time to go."
+    "Cells done, their rate and the time to go; nothing where TQDM_DISABLE=1 is set."
     from tqdm.auto import tqdm
     line = "{desc}: {n_fmt} of {total_fmt} cells, {rate_fmt}, {remaining} to go\n"
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    how = dict(dynamic_ncols=True) if watched else dict(mininterval=30, bar_format=line)
-    return tqdm(total=n_cells, desc=what, unit=" cells", disable=not show, **how)
+    how = dict(dynamic_ncols=True) if watched else dict(miniters=1, mininterval=30, bar_format=line)
+    how |= {} if show else {"disable": True}
+    return tqdm(total=n_cells, desc=what, unit=" cells", **how)
 
 # %% ../nbs/A0_io.ipynb #e285c2f2
 def moved(module: str, places: dict[str, str]) -> Callable[[str], object]:

@@ -372,7 +372,7 @@ def small_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["CSR", "dense", "CSC", "CSR in a layer", "dense in a layer", "in memory"])
-@pytest.mark.filterwarnings("ignore:.*stored by columns")
+@pytest.mark.filterwarnings("ignore:X is stored by columns .CSC.. it is read whole; stored by rows")
 def test_an_atlas_gives_the_counts_of_genes_chosen_on_a_sample(form, small_parts, tmp_path):
     rows = data.sample_rows(ATLAS.obs["batch"], 300)
     chosen = data.preprocess(ATLAS[rows], n_hvg=60, batch_key="batch", min_cells=0)
@@ -468,6 +468,21 @@ def test_counts_are_copied_once(batch_key):
         peaks.append(tracemalloc.get_traced_memory()[1] / (X.data.nbytes + X.indices.nbytes))
         tracemalloc.stop()
     assert peaks[0] < 1.5 and peaks[1] < 3, peaks
+
+
+@pytest.mark.filterwarnings("ignore:.* of the .* genes kept")
+def test_an_atlas_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PART", 500)
+    monkeypatch.setattr(data, "LARGE", 500)
+    X = sp.random(6000, 2000, 0.1, "csr", np.float32, 0, lambda n: np.random.default_rng(0).poisson(2, n) + 1)
+    AnnData(X, layers={"raw": X}).write_h5ad(tmp_path / "x.h5ad")
+    data.preprocess(AnnData(X[:500]), n_hvg=100)  # imports and compiles
+    tracemalloc.start()
+    with open_cells(tmp_path / "x.h5ad") as source:
+        kept, _ = data.read_hvg(source, n_hvg=100, layer="raw")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept.shape == (6000, 100) and peak < 0.7 * (X.data.nbytes + X.indices.nbytes), peak
 
 
 def test_import_is_light():
