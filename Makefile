@@ -50,6 +50,10 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_perturbation "simulated papalexi norman"; \
 	page exp_cross_species "simulated cortex pancreas pbmc"
 
+bench: $(VENV)/.baselines ## measure speed in full; tables in out/benchmark (an hour or two)
+	@mkdir -p out
+	@$(BIN)/papermill nbs/*_benchmark.ipynb out/benchmark.ipynb -p full True --log-output
+
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
 
 hooks: $(VENV)/.dev ## install nbdev's git and Jupyter hooks: clean notebooks, readable merges
@@ -105,4 +109,4 @@ $(VENV)/.baselines: $(VENV)/.core
 	@$(PIP) -e '.[baselines]'
 	@touch $@
 
-.PHONY: help demo test test-fast experiments env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast experiments bench env hooks outputs readme docs lint sbom clean
