@@ -9,7 +9,6 @@ __all__ = ['SIGMA', 'THETA', 'ROUNDS', 'PARTS', 'SAMPLE', 'unit_rows', 'mixed_gr
 # %% ../nbs/06b_batch_correction.ipynb #d38e0128
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import nn
 
 # %% ../nbs/06b_batch_correction.ipynb #7bcba633
@@ -69,6 +68,7 @@ def correct_batches(
     seed: int = 0, # of k-means and the order of cells
 ) -> np.ndarray: # (cells, dims)
     "The embedding with like cells of all batches in one place, after Harmony."
+    from sklearn.cluster import KMeans
     Z, rng = np.asarray(Z, np.float64), np.random.default_rng(seed)
     B = np.eye(batch.max() + 1)[batch]
     U = unit_rows(Z)
@@ -115,7 +115,7 @@ class BatchShift(nn.Module):
         for weights in (self.shift[0].bias, *self.shift[2].parameters()):
             nn.init.zeros_(weights)
         self.shift.requires_grad_(True)
-        optimiser = torch.optim.Adam(self.shift.parameters(), self.lr)
+        optimiser = torch.optim.Adam(self.shift.parameters(), self.lr, fused=True)
         for step in range(self.steps):
             optimiser.param_groups[0]["lr"] = self.lr * (1 - step / self.steps)
             rows = torch.randint(len(h_c), (256,), generator=draw)

@@ -7,15 +7,17 @@ __all__ = ['DATASETS', 'FILES', 'PICKLE_NAMES', 'Dataset', 'data_dir', 'fetch', 
            'read_r_list', 'read_log_rda', 'read_cortex', 'read_pancreas_3studies', 'read_papalexi', 'text_rows',
            'read_human_cortex_m1', 'read_pbmc4k', 'read_published_h5ad', 'read_norman', 'read_pbmc68k_reduced',
            'read_pickle', 'read_10x_tar', 'read_pbmc8k', 'read_cortex_full', 'read_spleen17k', 'read_gears',
-           'read_human_brain_atlas', 'read_mouse_brain_atlas', 'datasets', 'load', 'check_sparse']
+           'read_human_brain_atlas', 'read_mouse_brain_atlas', 'datasets', 'load', 'check_sparse', 'open_cells']
 
 # %% ../nbs/A1_datasets.ipynb #9fe41ed9
+import contextlib
 import json
 import os
 import re
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -467,22 +469,72 @@ def _find_h5ad(name: str | Path) -> Path:
                          "with scanpy and write it with adata.write_h5ad('name.h5ad')")
     return path
 
+# %% ../nbs/A1_datasets.ipynb #1ff08a24
+@contextlib.contextmanager
+def _readable(name: str | Path) -> Iterator[None]:
+    "Whatever goes wrong with an `.h5ad` in this block becomes a `ValueError` that names it."
+    try:
+        yield
+    except Exception as e:
+        what = (str(e).splitlines() or [""])[0][:160]
+        raise ValueError(f"{name} cannot be read as .h5ad ({type(e).__name__}: {what}); it may be "
+                         "cut off, damaged or of another format: write it anew with "
+                         "adata.write_h5ad") from None
+
 # %% ../nbs/A1_datasets.ipynb #88b887f9
 def _read_h5ad(name: str | Path) -> AnnData:
     "Read and check an `.h5ad`; uns['dataset'] is the file's stem if it names none."
     import anndata
     path = _find_h5ad(name)
-    try:
+    with _readable(name):
         _check_h5ad(path)
         adata = anndata.read_h5ad(path)
         raw = {} if adata.raw is None else {"raw.X": adata.raw.X}
         layers = {f"layers[{key!r}]": M for key, M in adata.layers.items()}
         for where, M in ({"X": adata.X} | raw | layers).items():
             check_sparse(M, where)
-    except Exception as e:
-        what = (str(e).splitlines() or [""])[0][:160]
-        raise ValueError(f"{name} cannot be read as .h5ad ({type(e).__name__}: {what}); it may be "
-                         "cut off, damaged or of another format: write it anew with "
-                         "adata.write_h5ad") from None
     adata.uns.setdefault("dataset", path.stem)
     return adata
+
+# %% ../nbs/A1_datasets.ipynb #af3a3959
+def _on_disk(item):
+    "A matrix of an `.h5ad` that is read when it is sliced; None where there is none."
+    import h5py
+    from anndata.io import sparse_dataset
+    if isinstance(item, h5py.Group):
+        return sparse_dataset(item)
+    return None if item is None or item.shape is None else item
+
+# %% ../nbs/A1_datasets.ipynb #aeedbbbd
+def _tables_of(file, path: Path) -> AnnData:
+    "An open `.h5ad` as AnnData: obs, var, uns['dataset'] in memory, X, layers and raw.X on disk."
+    from anndata.io import read_elem
+    raw, dataset = None, file.get("uns/dataset")
+    if "raw/X" in file:
+        raw = {"X": _on_disk(file["raw/X"]), "var": read_elem(file["raw/var"])}
+    layers = {name: _on_disk(M) for name, M in file.get("layers", {}).items()}
+    uns = {"dataset": path.stem if dataset is None else read_elem(dataset)}
+    obs, var = read_elem(file["obs"]), read_elem(file["var"])
+    return AnnData(_on_disk(file.get("X")), obs, var, uns, layers=layers, raw=raw)
+
+# %% ../nbs/A1_datasets.ipynb #9890f56a
+@contextlib.contextmanager
+def open_cells(
+    source: AnnData | str | Path,  # cells; the path of an .h5ad; or a name of `datasets()`
+) -> Iterator[AnnData]:  # of a file: obs and var in memory, X and layers on disk in this block
+    "Cells that are not read before they are sliced. Raises ValueError, FileNotFoundError."
+    if not isinstance(source, str | Path) or str(source) in DATASETS:
+        yield load(source) if isinstance(source, str | Path) else source
+        return
+    import h5py
+    path = _find_h5ad(source)
+    with _readable(source):
+        _check_h5ad(path)
+        file = h5py.File(path, "r")
+    with file:
+        if "encoding-type" in file["obs"].attrs:
+            with _readable(source):
+                adata = _tables_of(file, path)
+        else:  # of anndata before 0.7
+            adata = _read_h5ad(path)
+        yield adata

@@ -258,12 +258,11 @@ def negative_binomial_loss(
 ) -> torch.Tensor: # scalar
     "Negative log-likelihood in nats, averaged over genes and cells."
     log_total = (mean + theta).log()
-    absent = theta * (log_total - theta.log())
-    some = counts > 0
-    n, dispersion = counts[some], theta.expand_as(counts)[some]
-    choose = torch.lgamma(n + 1) + torch.lgamma(dispersion) - torch.lgamma(n + dispersion)
-    present = choose - n * (mean[some].log() - log_total[some])
-    return (absent.sum() + present.sum()) / counts.numel()
+    nats = theta * (log_total - theta.log()) + counts * (log_total - mean.log())
+    cell, gene = counts.nonzero(as_tuple=True) # where the binomial coefficient is not 1
+    n, of_gene = counts[cell, gene], torch.lgamma(theta).index_select(0, gene)
+    choose = torch.lgamma(n + 1) + of_gene - torch.lgamma(n + theta.index_select(0, gene))
+    return (nats.sum() + choose.sum()) / counts.numel()
 
 # %% ../nbs/05_heads.ipynb #ba750e6d
 class NegativeBinomial(Head, name="nb"):
@@ -279,10 +278,15 @@ class NegativeBinomial(Head, name="nb"):
         self.log_theta = nn.Parameter(torch.zeros(sizes.n_genes))
 
     def forward(self, x: HeadInput) -> torch.Tensor:
-        query = self.query(x.genes) * x.genes.shape[1] ** -0.5
-        logits = self.cell(x.cell) @ query.T + self.bias + self.batch(x.b.batch)
-        mean = x.b.counts.sum(1, keepdim=True) * logits.softmax(-1) + 1e-8
-        return negative_binomial_loss(mean, self.log_theta.exp(), x.b.counts)
+        cell = self.cell(x.cell) * x.genes.shape[1] ** -0.5
+        asked = (cell @ self.query.weight) @ x.genes.T # of W g, W goes to the cell
+        by_cell = cell @ self.query.bias.unsqueeze(1)
+        logits = asked + by_cell + self.bias + self.batch(x.b.batch)
+        counts, measured = x.b.counts, x.b.measured
+        if measured is not None: # of other genes 0 is expected and 0 counted, which costs nothing
+            counts, logits = counts * measured, logits.masked_fill(~measured, -1e9)
+        mean = counts.sum(1, keepdim=True) * logits.softmax(-1) + 1e-8
+        return negative_binomial_loss(mean, self.log_theta.exp(), counts)
 
 # %% ../nbs/05_heads.ipynb #5750a6d7
 class Heads(nn.Module):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['speaking_shell', 'hint', 'nearest_name', 'regular_file', 'check_free', 'new_file', 'write_bytes', 'write_text',
-           'lock_folder', 'moved']
+           'lock_folder', 'progress_bar', 'moved']
 
 # %% ../nbs/A0_io.ipynb #10a9e75e
 import contextlib
@@ -13,6 +13,7 @@ import errno
 import os
 import secrets
 import stat
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -143,6 +144,16 @@ def lock_folder(folder: str | Path) -> Iterator[Path]:  # the folder, made if ne
         raise OSError(f"cannot write to {folder}: {_reason(e)}") from None
     with held:
         yield folder
+
+# %% ../nbs/A0_io.ipynb #26775508
+def progress_bar(what: str, n_cells: int, show: bool = True):  # a tqdm
+    "Cells done, their rate and the time to go; nothing where TQDM_DISABLE=1 is set."
+    from tqdm.auto import tqdm
+    line = "{desc}: {n_fmt} of {total_fmt} cells, {rate_fmt}, {remaining} to go\n"
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    how = dict(dynamic_ncols=True) if watched else dict(miniters=1, mininterval=30, bar_format=line)
+    how |= {} if show else {"disable": True}
+    return tqdm(total=n_cells, desc=what, unit=" cells", **how)
 
 # %% ../nbs/A0_io.ipynb #e285c2f2
 def moved(module: str, places: dict[str, str]) -> Callable[[str], object]:

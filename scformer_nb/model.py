@@ -30,8 +30,8 @@ class ValueEmbedding(nn.Module):
     def forward(self, values: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
         "(cells, tokens, dim) from (cells, tokens) bins and whether they are masked"
         bins = torch.arange(self.top + 1.0, device=values.device).unsqueeze(-1)
-        x = F.embedding(values.long(), self.embed(bins / self.top))
-        return torch.where(masked.unsqueeze(-1), self.mask, x)
+        table = torch.cat([self.embed(bins / self.top), self.mask.unsqueeze(0)])
+        return F.embedding(torch.where(masked, self.top + 1, values).long(), table)
 
 # %% ../nbs/04_model.ipynb #e34ce8c7
 class DomainBatchNorm(nn.Module):
@@ -94,17 +94,31 @@ class Block(nn.Module):
         n_keys: int, # keys are the first tokens
         n_queries: int | None = None, # and so are those that are updated; None: all
     ) -> torch.Tensor: # (cells, n_queries, dim)
-        y, dim = self.norm1(x), x.shape[-1]
-        weights = self.qkv.weight.split([dim, 2 * dim])
-        biases = self.qkv.bias.split([dim, 2 * dim])
-        q = F.linear(y[:, :n_queries], weights[0], biases[0])
-        q = torch.zeros_like(q) if self.uniform else q
-        q = q.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        kv = F.linear(y[:, :n_keys], weights[1], biases[1])
-        k, v = kv.unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
-        x = x[:, :n_queries] + self.drop(self.out(attended.transpose(1, 2).flatten(2)))
+        y = self.norm1(x)
+        attend = self.attend_once if n_queries == 1 else self.attend
+        attended = attend(self.queries(y[:, :n_queries]), y[:, :n_keys], keys)
+        x = x[:, :n_queries] + self.drop(self.out(attended))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+    def queries(self, y: torch.Tensor) -> torch.Tensor: # (cells, n_queries, heads, dim / heads)
+        w, b = (p.chunk(3)[0] for p in (self.qkv.weight, self.qkv.bias))
+        q = F.linear(y, w, b).unflatten(-1, (self.n_heads, -1))
+        return torch.zeros_like(q) if self.uniform else q
+
+    def attend(self, q, y, keys) -> torch.Tensor: # (cells, n_queries, dim)
+        "With a key and a value of each token"
+        w, b = (p[len(p) // 3:] for p in (self.qkv.weight, self.qkv.bias))
+        k, v = F.linear(y, w, b).unflatten(-1, (2, self.n_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=keys)
+        return attended.transpose(1, 2).flatten(2)
+
+    def attend_once(self, q, y, keys) -> torch.Tensor: # (cells, 1, dim)
+        "The same of one query, with `W_k` and `W_v` taken out of the sums over tokens"
+        _, w_k, w_v = self.qkv.weight.unflatten(0, (3, self.n_heads, -1))
+        asked, y = torch.einsum("cohd,hde->cohe", q, w_k), y.unsqueeze(1)
+        scale = q.shape[-1] ** -0.5
+        mean = F.scaled_dot_product_attention(asked, y, y, attn_mask=keys, scale=scale)
+        return torch.einsum("cohe,hde->cohd", mean, w_v).flatten(2) + self.qkv.bias.chunk(3)[2]
 
 # %% ../nbs/04_model.ipynb #886eeb44
 class Encoder(nn.Module):
@@ -135,7 +149,7 @@ class Encoder(nn.Module):
 
     def gene_vectors(self, ids: torch.Tensor) -> torch.Tensor: # (..., dim)
         "Embedding of gene tokens, `emb_g` in eq. 5"
-        return self.gene_norm(self.gene(ids))
+        return F.embedding(ids, self.gene_norm(self.gene.weight), padding_idx=0)
 
     def embed(self, b: TokenBatch) -> torch.Tensor: # (cells, tokens, dim)
         "Input embedding, the sum of eq. 5, normalised by DSBN"

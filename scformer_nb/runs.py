@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from lightning.fabric.utilities import rank_zero_only
 
 from .io import hint, lock_folder, new_file, regular_file, write_text
 
@@ -48,6 +47,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
 @contextmanager
 def run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
     "A folder for this process alone, made if need be; None where this process writes nothing."
+    from lightning.fabric.utilities import rank_zero_only
     if run_dir is None or rank_zero_only.rank:
         yield None
         return

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SPELLINGS', 'Vocabulary', 'union_vocabulary', 'align_genes', 'read_gmt', 'pathway_tokens', 'TokenBatch', 'draw_mask',
-           'sample_genes', 'CellTokens', 'rank_genes', 'make_batch', 'length_batches']
+           'rank_genes', 'sample_genes', 'only_measured', 'CellTokens', 'make_batch', 'length_batches']
 
 # %% ../nbs/03_tokens.ipynb #ad3ec313
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,17 +91,20 @@ def _mismatch(known: Sequence[str], names: Sequence[str]) -> str:
 def align_genes(
     vocab: Vocabulary,  # the model's vocabulary
     names: Sequence[str],  # gene names of the new data
+    least: float = 0.5,  # share of the vocabulary to be found
 ) -> tuple[np.ndarray, np.ndarray]:  # known columns of the new data, their gene numbers
     "Match new genes to the vocabulary. Raises ValueError if less than half of it is found."
     known, names = vocab.genes, [str(name) for name in names]
     columns, numbers = _match(known, names)
-    if len(columns) < len(known) / 2:
+    enough = least * len(known)
+    if len(columns) < enough:
         found = {kind: _match(known, names, spell) for kind, spell in SPELLINGS.items()}
         kind = max(found, key=lambda kind: found[kind].shape[1])
         columns, numbers = found[kind]
-        if len(columns) < len(known) / 2:
+        if len(columns) < enough:
+            share = "half" if least == 0.5 else f"{least:.0%}"
             raise ValueError(f"only {len(columns)} of the model's {len(known)} genes are in the "
-                             f"data (at least half are needed){_mismatch(known, names)}")
+                             f"data (at least {share} are needed){_mismatch(known, names)}")
         warnings.warn(f"genes were matched without their {kind}: {names[columns[0]]!r} in the data "
                       f"is {known[numbers[0]]!r} in the model", stacklevel=2)
     if missing := len(known) - len(columns):
@@ -152,6 +155,8 @@ class TokenBatch:
     counts: torch.Tensor  # (cells, genes) float raw counts
     hidden: torch.Tensor  # (cells, genes) bool, gene masked in this step
     n_visible: int  # tokens before the masked block starts
+    _: KW_ONLY
+    measured: torch.Tensor | None = None  # (cells, genes) bool; None: all genes in all cells
 
     def to(self, device) -> "TokenBatch":
         "The same mini-batch on another device."
@@ -166,12 +171,42 @@ def draw_mask(shape: tuple, ratio: float, rng: np.random.Generator) -> np.ndarra
     return rng.random(shape, dtype=np.float32) < ratio
 
 # %% ../nbs/03_tokens.ipynb #55389130
-def sample_genes(chosen: np.ndarray, limit: int | None, rng: np.random.Generator) -> np.ndarray:
-    "At most `limit` genes of each row of (cells, genes), at random (section 3.2); None: all."
-    if limit is None or chosen.sum(1).max(initial=0) <= limit:
-        return chosen
-    score = np.where(chosen, rng.random(chosen.shape, dtype=np.float32), 2)
-    return chosen & (score < np.partition(score, limit, axis=1)[:, [limit]])
+def rank_genes(cell: np.ndarray) -> np.ndarray:
+    "(tokens,) 0, 1, ... within each cell, from the cell of each token in order."
+    n = np.bincount(cell)
+    return np.arange(len(cell)) - (n.cumsum() - n)[cell]
+
+# %% ../nbs/03_tokens.ipynb #a4d6644c
+def sample_genes(
+    cell: np.ndarray,  # (tokens,) cell of each token, in order
+    gene: np.ndarray,  # (tokens,) its gene
+    shape: tuple,  # (cells, genes)
+    limit: int | None,  # tokens a cell at most; None: all
+    rng: np.random.Generator,  # of the sample
+) -> np.ndarray:  # (3, kept) cell, gene, rank within the cell
+    "At most `limit` genes of each cell, at random (section 3.2)."
+    rank = rank_genes(cell)
+    if limit is not None and rank.max(initial=-1) >= limit:
+        score = np.full((shape[0], rank.max() + 1), 2, np.float32)
+        score[cell, rank] = rng.random(shape, dtype=np.float32)[cell, gene]
+        kept = score[cell, rank] < np.partition(score, limit, axis=1)[cell, limit]
+        cell, gene = cell[kept], gene[kept]
+        rank = rank_genes(cell)
+    return np.stack([cell, gene, rank])
+
+# %% ../nbs/03_tokens.ipynb #42653cde
+def only_measured(
+    M: sp.csr_matrix,  # (cells, genes)
+    measured: np.ndarray,  # (batches, genes) bool
+    batch: np.ndarray,  # (cells,) codes of the sequencing batch
+) -> sp.csr_matrix:
+    "The matrix without values of genes that the batch of a cell did not measure."
+    known = measured[np.repeat(batch, np.diff(M.indptr)), M.indices]
+    if not known.all():
+        M = M.copy()
+        M.data[~known] = 0
+        M.eliminate_zeros()
+    return M
 
 # %% ../nbs/03_tokens.ipynb #c1b9a827
 class CellTokens:
@@ -184,6 +219,7 @@ class CellTokens:
         batch: np.ndarray | None = None,  # (cells,) codes of the sequencing batch; None: one
         external: Sequence = (),  # fields, each (genes,) or sparse (cells, genes) integers
         genes: str = "expressed",  # input mode, "expressed" or "all"
+        measured: np.ndarray | None = None,  # (batches, genes) bool; None: all genes in all
     ):
         if genes not in ("expressed", "all"):
             raise ValueError(f"genes must be 'expressed' or 'all', not {genes!r}")
@@ -193,17 +229,21 @@ class CellTokens:
         self.bins, self.counts = bins.tocsr(), counts.tocsr()
         self.vocab, self.external, self.genes = vocab, list(external), genes
         self.batch = np.asarray(np.zeros(len(self)) if batch is None else batch, np.int64)
-        full = np.full(len(self), bins.shape[1])
+        self.measured, full = measured, np.full(len(self), bins.shape[1])
+        if measured is not None:
+            full = measured.sum(1)[self.batch]
+            both = self.bins, self.counts
+            self.bins, self.counts = (only_measured(M, measured, self.batch) for M in both)
         self.lengths = full if genes == "all" else np.diff(self.bins.indptr)  # tokens of each cell
 
     def __len__(self):
         return self.bins.shape[0]
 
-# %% ../nbs/03_tokens.ipynb #02b8f7f8
-def rank_genes(chosen: np.ndarray) -> np.ndarray:
-    "Of the chosen of (cells, genes): cell, gene, rank within the cell, as (3, chosen)."
-    cell, gene = np.nonzero(chosen)
-    return np.stack([cell, gene, (chosen.cumsum(1) - 1)[cell, gene]])
+    def take(self, rows: np.ndarray) -> "CellTokens":
+        "Some of the cells, in the order of `rows`."
+        external = [field if field.ndim == 1 else field[rows] for field in self.external]
+        return CellTokens(self.bins[rows], self.counts[rows], self.vocab, self.batch[rows],
+                          external, self.genes, self.measured)
 
 # %% ../nbs/03_tokens.ipynb #299ed755
 def make_batch(
@@ -216,11 +256,18 @@ def make_batch(
 ) -> TokenBatch:
     "Cut a mini-batch out of the data set: lay out both blocks, pad, and attach the targets."
     rng = rng or np.random.default_rng(0)
-    bins, counts = (M[rows].toarray().astype(np.float32) for M in (cells.bins, cells.counts))
+    sparse = cells.bins[rows].sorted_indices()
+    bins, counts = (M.toarray().astype(np.float32) for M in (sparse, cells.counts[rows]))
     hidden = draw_mask(bins.shape, mask_ratio, rng)
-    tokens = (bins > 0) | (cells.genes == "all")
-    visible = rank_genes(sample_genes(tokens & ~hidden, max_genes, rng))
-    masked = rank_genes(sample_genes(tokens & hidden, max_masked, rng))
+    measured = None if cells.measured is None else cells.measured[cells.batch[rows]]
+    full = np.ones_like(hidden) if measured is None else measured
+    cell, gene = (full if cells.genes == "all" else sparse).nonzero()
+    if measured is not None:
+        hidden = hidden & measured
+        measured = torch.from_numpy(measured)
+    hides = hidden[cell, gene]
+    visible, masked = (sample_genes(cell[of], gene[of], bins.shape, limit, rng)
+        for of, limit in ((~hides, max_genes), (hides, max_masked)))
     n_visible = int(visible[2].max(initial=-1)) + 2
     cell, gene, place = np.c_[visible + [[0], [0], [1]], masked + [[0], [0], [n_visible]]]
 
@@ -236,7 +283,7 @@ def make_batch(
         external[:, i] = field[gene] if field.ndim == 1 else field[rows][cell, gene].A1
     targets = [torch.from_numpy(a) for a in (cells.batch[rows], bins, counts, hidden)]
     return TokenBatch(ids, spread(bins[cell, gene]), spread(hidden[cell, gene]), spread(external),
-                      *targets, n_visible)
+                      *targets, n_visible, measured=measured)
 
 # %% ../nbs/03_tokens.ipynb #0adc5ca6
 def length_batches(

@@ -18,13 +18,12 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
 from fastcore.basics import patch
-from lightning.fabric import Fabric
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -34,6 +33,9 @@ from .io import hint, nearest_name
 from .model import Encoder
 from .runs import read_checkpoint, run_folder, sigterm_exits, write_history, write_run
 from .tokens import CellTokens, TokenBatch, length_batches, make_batch
+
+if TYPE_CHECKING: # Fabric takes seconds to import, and only training needs it
+    from lightning.fabric import Fabric
 
 # %% ../nbs/07_training.ipynb #864bbeb3
 CHOICES = {"genes": ("expressed", "all"), "attention": ("softmax", "uniform"),
@@ -236,7 +238,7 @@ class TrainingTask:
         "Of a step, counted from 0 over all epochs"
 
     def optimiser(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.network.parameters())
+        return torch.optim.Adam(self.network.parameters(), fused=True)
 
     def size(self, batch) -> int: # cells in a mini-batch: its weight in the mean losses of an epoch
         return len(batch)
@@ -266,7 +268,7 @@ class MeanLosses:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value.detach() * n
 
-    def means(self, part: str, fabric: Fabric | None = None) -> dict[str, float]:
+    def means(self, part: str, fabric: "Fabric | None" = None) -> dict[str, float]:
         "By name, with `part` in front; summed over the processes of `fabric`"
         sums, n = self.sums, self.n
         if fabric is not None and fabric.world_size > 1:
@@ -323,14 +325,16 @@ class ScFormerTask(TrainingTask):
         c = self.cells
         digest = hashlib.sha256(json.dumps([c.vocab.genes, c.genes]).encode())
         for part in (c.bins.indptr, c.bins.indices, c.bins.data, c.counts.data, c.batch):
-            digest.update(part.tobytes())
+            digest.update(part)
+        if c.measured is not None:
+            digest.update(c.measured.tobytes())
         data = {"cells, genes, n_bins or batches": digest.hexdigest()}
         return asdict(self.recipe) | {"seed": self.seed} | data
 
 # %% ../nbs/07_training.ipynb #78d97297
 class TrainingRun:
     "What changes from epoch to epoch, and one epoch of it."
-    def __init__(self, task: TrainingTask, fabric: Fabric, state: dict | None):
+    def __init__(self, task: TrainingTask, fabric: "Fabric", state: dict | None):
         self.task, self.fabric = task, fabric
         self.network, self.optimiser = fabric.setup(task.network, task.optimiser())
         self.rows, self.step, self.best = [], 0, {"score": math.inf}
@@ -394,8 +398,10 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
     "A copy of all weights on the CPU"
     return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
-def new_fabric(accelerator: str, devices: int) -> Fabric:
+def new_fabric(accelerator: str, devices: int) -> "Fabric":
     "A quiet Fabric, its processes started. Raises ValueError for devices that are not there."
+    from lightning.fabric import Fabric
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
     for name in ("lightning.fabric", "lightning.pytorch"): # of both, whichever was imported last
         logging.getLogger(name).setLevel(logging.ERROR)
     strategy = "ddp" if devices > 1 else "auto"

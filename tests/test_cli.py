@@ -145,14 +145,46 @@ def test_resume_where_there_is_something_else_writes_nothing(command, cells, scf
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.docx"]
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_a_full_disk_is_a_message_and_leaves_nothing(large, model, cells, tmp_path):
-    code = f"from scformer_nb import cli; cli.LARGE = {0 if large else cli.LARGE}; cli.app()"
+@pytest.mark.parametrize("room", [20_000, 100_000])
+def test_a_full_disk_is_a_message_and_leaves_nothing(room, model, cells, tmp_path):
+    "It is full when the file is copied, or when the embedding gets its place."
+    assert 20_000 < cells.stat().st_size < 100_000
+    code = "from scformer_nb import cli; cli.app()"
     words = ["embed", str(model), str(cells), "-o", str(tmp_path / "out.h5ad")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)))
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
     assert (done.returncode, done.stdout) == (2, "") and "no space is left for it" in done.stderr
     assert done.stderr.count("\n") == 1 and [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_h5ad_needs_its_space_before_it_is_written(large, tmp_path):
+    code = ("import sys; from pathlib import Path; from scformer_nb import cli; from scformer_nb.simulate import simulate\n"
+        f"cli.LARGE = {0 if large else cli.LARGE}; cli.write_h5ad(simulate(60, 50), Path(sys.argv[1]))")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.h5ad"], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)))
+    assert done.returncode == 1 and "no space is left for it" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_embed_keeps_all_that_is_in_the_file(model, scformer, tmp_path):
+    adata = simulate(n_cells=60, n_genes=50)
+    adata.layers["more"], adata.raw, adata.uns["mine"] = adata.X.toarray(), adata.copy(), {"a": 1}
+    adata.obsm["X_scformer"] = np.ones((60, 2))
+    adata.write_h5ad(tmp_path / "x.h5ad", compression="gzip")
+    scformer("embed", model, tmp_path / "x.h5ad", "-o", tmp_path / "out.h5ad")
+    out = load(tmp_path / "out.h5ad")
+    assert (out.X != adata.X).nnz == 0 and (out.layers["more"] == adata.layers["more"]).all() and out.raw.shape == (60, 50)
+    assert out.obs.equals(adata.obs) and out.uns["mine"] == {"a": 1} and out.uns["scformer"]["settings"]
+    assert out.obsm["X_scformer"].shape == (60, 32) and out.varm["scformer"].shape[0] == 50
+    scformer("evaluate", tmp_path / "out.h5ad", "--label-key", "cell_type")
+
+
+def test_embed_leaves_what_is_not_its_own(model, scformer, tmp_path, monkeypatch):
+    monkeypatch.setattr("scformer_nb.scformer.embed_tokens", lambda *args: pytest.fail("it embedded"))
+    adata = simulate(n_cells=60, n_genes=50)
+    adata.uns["scformer"] = "mine"
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    assert "uns/scformer of" in scformer("embed", model, tmp_path / "x.h5ad", "-o", tmp_path / "out.h5ad", code=2)[1]
 
 
 def test_two_embed_with_one_output(model, cells, tmp_path):

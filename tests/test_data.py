@@ -1,4 +1,5 @@
 """Checks and preprocessing: what the page 01_data cannot hold."""
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -11,7 +12,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scformer_nb import data
-from scformer_nb.datasets import load
+from scformer_nb.datasets import load, open_cells
 from scformer_nb.io import speaking_shell
 from scformer_nb.simulate import simulate
 
@@ -356,6 +357,132 @@ def test_nothing_densifies():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000 * 2_000 * 4 / 4, f"{peak / 1e6:.0f} MB, the dense matrix would take 80 MB"
+
+
+# ---- in parts
+
+ATLAS = simulate(900, 300, 3, 3, seed=1)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    "As if 900 cells were an atlas."
+    monkeypatch.setattr(data, "PART", 100)
+    monkeypatch.setattr(data, "LARGE", 300)
+
+
+@pytest.mark.parametrize("form", ["CSR", "dense", "CSC", "CSR in a layer", "dense in a layer", "in memory"])
+@pytest.mark.filterwarnings("ignore:X is stored by columns .CSC.. it is read whole; stored by rows")
+def test_an_atlas_gives_the_counts_of_genes_chosen_on_a_sample(form, small_parts, tmp_path):
+    rows = data.sample_rows(ATLAS.obs["batch"], 300)
+    chosen = data.preprocess(ATLAS[rows], n_hvg=60, batch_key="batch", min_cells=0)
+    X = {"CSC": ATLAS.X.tocsc(), "dens": ATLAS.X.toarray()}.get(form[:4].strip(), ATLAS.X)
+    layer = "raw" if "layer" in form else None
+    a = AnnData(ATLAS.X.log1p() if layer else X, obs=ATLAS.obs, var=ATLAS.var, layers={"raw": X} if layer else None)
+    a.write_h5ad(tmp_path / "x.h5ad")
+    with open_cells(a if form == "in memory" else tmp_path / "x.h5ad") as source:
+        out = data.preprocess(source, n_hvg=60, batch_key="batch", layer=layer)
+    assert out.uns["hvg"] == {"flavor": "seurat_v3", "n_hvg": 60, "chosen_on": 300}
+    assert out.var_names.equals(chosen.var_names) and out.obs.equals(ATLAS.obs)
+    assert (out.layers["counts"] != ATLAS[:, out.var_names].X).nnz == 0
+    assert abs(out.X - data.log_normalise(out.layers["counts"], ATLAS.X.sum(1).A1)).max() < 1e-6
+
+
+def test_the_sample_is_chosen_from_all_batches():
+    batch = pd.Series(["large"] * 5000 + ["small"] * 80 + ["lone"])
+    drawn = batch.iloc[data.sample_rows(batch, 1000)]
+    assert drawn.value_counts().to_dict() == {"large": 919, "small": 80, "lone": 1}
+    assert data.sample_rows(batch, 9999).tolist() == list(range(5081))
+
+
+IN_A_PART = {
+    "NaN": (np.nan, "among cells 201 to 300 1 of .* values are NaN"),
+    "negative": (-1, "among cells 201 to 300 1 of .* are negative"),
+}
+
+
+@pytest.mark.parametrize("case", IN_A_PART)
+def test_a_bad_value_deep_in_an_atlas_is_placed(case, small_parts):
+    value, message = IN_A_PART[case]
+    a = ATLAS.copy()
+    a.X.data[a.X.indptr[250]] = value
+    with pytest.raises(ValueError, match=f"X must hold raw counts, but {message}"):
+        data.preprocess(a)
+
+
+def test_odd_values_of_an_atlas_are_counted_once(small_parts, recwarn):
+    a = ATLAS.copy()
+    a.X.data = a.X.data * 1.37
+    data.read_hvg(a, n_hvg=60)
+    said, = (str(w.message) for w in recwarn if w.category is UserWarning)
+    assert f" of {a.X.nnz:,} counts in X are not integers; taken as they are" in said
+
+
+def test_a_logged_study_in_an_atlas_is_found(small_parts):
+    X = sp.vstack([ATLAS.X[:500], to_total(ATLAS.X[500:]).log1p()]).tocsr()
+    with pytest.raises(ValueError, match="among cells 501 to 600 it holds small fractions, as in logged data"):
+        data.preprocess(AnnData(X, obs=ATLAS.obs, var=ATLAS.var))
+
+
+def test_empty_parts_are_no_error_and_an_empty_atlas_is(small_parts):
+    empty = np.arange(900) // 300 == 1
+    assert data.read_hvg(AnnData(sp.diags(~empty * 1.0) @ ATLAS.X, obs=ATLAS.obs), n_hvg=300)[0].n_obs == 900
+    with pytest.raises(ValueError, match="it holds zeros only"):
+        data.read_hvg(AnnData(ATLAS.X * 0, obs=ATLAS.obs))
+
+
+def test_a_source_that_changes_while_it_is_read(small_parts, monkeypatch):
+    a, first = ATLAS.copy(), data.read_overview
+
+    def change_after(*args):
+        seen = first(*args)
+        a.X.data[-1] += 1
+        return seen
+
+    monkeypatch.setattr(data, "read_overview", change_after)
+    with pytest.raises(ValueError, match="X has changed while it was read: cells 801 to 900 are others now"):
+        data.preprocess(a, n_hvg=60)
+
+
+def test_a_file_that_ends_early(small_parts, tmp_path):
+    ATLAS.write_h5ad(tmp_path / "x.h5ad")
+    with open_cells(tmp_path / "x.h5ad") as source:
+        os.truncate(tmp_path / "x.h5ad", 60_000)
+        with pytest.raises(ValueError, match="cannot be read .*: the file may end early"):
+            data.preprocess(source)
+    with pytest.raises(ValueError, match="cannot be read as .h5ad"), open_cells(tmp_path / "x.h5ad"):
+        pass
+
+
+@pytest.mark.parametrize("batch_key", [None, "batch"])
+@pytest.mark.filterwarnings("ignore:.* of the .* genes kept")
+def test_counts_are_copied_once(batch_key):
+    "The check holds one copy beside the given matrix, the selection two."
+    X = sp.random(6000, 2000, 0.1, "csr", np.float32, 0, lambda n: np.random.default_rng(0).poisson(2, n) + 1)
+    a = AnnData(X, obs=pd.DataFrame({"batch": np.arange(6000) % 2}, index=[str(i) for i in range(6000)]))
+    data.preprocess(a[:3000].copy(), batch_key=batch_key)  # imports and compiles
+    peaks = []
+    for run in (data.check_adata, data.preprocess):
+        tracemalloc.start()
+        run(a, batch_key=batch_key)
+        peaks.append(tracemalloc.get_traced_memory()[1] / (X.data.nbytes + X.indices.nbytes))
+        tracemalloc.stop()
+    assert peaks[0] < 1.5 and peaks[1] < 3, peaks
+
+
+@pytest.mark.filterwarnings("ignore:.* of the .* genes kept")
+def test_an_atlas_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PART", 500)
+    monkeypatch.setattr(data, "LARGE", 500)
+    X = sp.random(6000, 2000, 0.1, "csr", np.float32, 0, lambda n: np.random.default_rng(0).poisson(2, n) + 1)
+    AnnData(X, layers={"raw": X}).write_h5ad(tmp_path / "x.h5ad")
+    data.preprocess(AnnData(X[:500]), n_hvg=100)  # imports and compiles
+    tracemalloc.start()
+    with open_cells(tmp_path / "x.h5ad") as source:
+        kept, _ = data.read_hvg(source, n_hvg=100, layer="raw")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kept.shape == (6000, 100) and peak < 0.7 * (X.data.nbytes + X.indices.nbytes), peak
 
 
 def test_import_is_light():

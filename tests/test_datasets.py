@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scformer_nb import datasets
+from scformer_nb import data, datasets
 from scformer_nb.data import preprocess
 from scformer_nb.simulate import simulate
 
@@ -351,6 +351,16 @@ def test_damaged_files_are_named(tmp_path, case):
     change, message = DAMAGED[case]
     with pytest.raises(ValueError, match=message):
         preprocess(datasets.load(rewrite(tmp_path / "x.h5ad", change)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged_files_are_named_when_they_are_read_in_parts(tmp_path, case, monkeypatch):
+    change, message = DAMAGED[case]
+    monkeypatch.setattr(data, "PART", 16)
+    monkeypatch.setattr(data, "LARGE", 30)
+    with pytest.raises(ValueError, match=f"{message}|cannot be read"), datasets.open_cells(rewrite(tmp_path / "x.h5ad", change)) as a:
+        preprocess(a)
 
 
 @pytest.mark.parametrize("part", ["layers", "raw"])

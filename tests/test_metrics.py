@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components
 
+from scformer_nb import metrics
 from scformer_nb.io import speaking_shell
 from scformer_nb.metrics import (
     MISSING_WORDS,
@@ -225,6 +226,19 @@ def test_silhouettes_by_the_definition(seed, groups, dims):
     one, two = silhouettes(Z, left_out, np.arange(len(Z)) % 2)
     assert np.allclose(one[:-2], silhouette(Z[:-2], codes)) and np.isnan(one[-2:]).all()
     assert np.allclose(two, silhouette(Z, np.arange(len(Z)) % 2))
+
+
+def test_many_cells_have_nearly_the_same_scores_and_the_sample_is_said(monkeypatch):
+    Z, obs = blobs(900)
+    exact, near = evaluate(Z, obs, batch_key="batch"), nearest(Z)[0]
+    monkeypatch.setattr(metrics, "MOST_CELLS", 600)
+    with pytest.warns(UserWarning, match="900 cells are many: silhouettes are those of 600") as caught:
+        sampled = evaluate(Z, obs, batch_key="batch")
+    assert caught[0].filename == __file__ and sampled.keys() == exact.keys()
+    assert max(abs(sampled[name] - exact[name]) for name in ("AvgBIO", "AvgBATCH", "ASW_cell")) < .03
+    found, distances = nearest(Z)
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(found, near, strict=True)]) > .99
+    assert (found[:, 0] == range(900)).all() and (np.diff(distances) >= 0).all()
 
 
 # what is left out, and what is refused

@@ -17,7 +17,7 @@ import torch
 from scib.metrics import silhouette
 from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy, with_value
 
-from scformer_nb import scformer
+from scformer_nb import data, scformer
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
@@ -42,23 +42,43 @@ def test_every_form_of_counts_gives_the_same_model_and_embedding(trained, Z, for
 
 
 @pytest.mark.parametrize("form", [COUNTS, COUNTS.toarray(), COUNTS.tocsc()], ids=["CSR", "dense", "CSC"])
+@pytest.mark.filterwarnings("ignore:X is stored by columns")
 def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch):
-    sizes, check = [], scformer.check_adata
-    monkeypatch.setattr(scformer, "PART", 16)
-    monkeypatch.setattr(scformer, "check_adata", lambda adata, **how: sizes.append(adata.n_obs) or check(adata, **how))
+    monkeypatch.setattr(data, "PART", 16)
     toy(form).write_h5ad(tmp_path / "x.h5ad")
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     trained.annotate(backed)
-    assert sizes == ([60] if sp.issparse(form) and form.format == "csc" else [16, 16, 16, 12])
     assert np.abs(backed.obsm["X_scformer"] - Z).max() < 1e-6
     backed.write_h5ad(tmp_path / "annotated.h5ad")
     assert np.array_equal(anndata.read_h5ad(tmp_path / "annotated.h5ad").obsm["X_scformer"], backed.obsm["X_scformer"])
     assert np.abs(trained.embed_cells(backed[10:50]) - Z[10:50]).max() < 1e-6
+    assert np.abs(trained.embed_cells(tmp_path / "x.h5ad") - Z).max() < 1e-6
     backed.file.close()
 
 
+@pytest.mark.parametrize("form", [COUNTS, COUNTS.toarray()], ids=["CSR", "dense"])
+def test_a_file_read_in_parts_gives_the_same_model(form, tmp_path, monkeypatch):
+    toy(form, layers={"raw": form}).write_h5ad(tmp_path / "x.h5ad")
+    given = [(CELLS, None), (tmp_path / "x.h5ad", None), (str(tmp_path / "x.h5ad"), "raw")]
+    made = [model(source, layer=layer) for source, layer in given]
+    monkeypatch.setattr(data, "PART", 16)
+    monkeypatch.setattr(data, "LARGE", 30)
+    made += [model(source, layer=layer) for source, layer in given]
+    for other in made[1:]:
+        assert same(made[0], other) and (made[0].cells.counts != other.cells.counts).nnz == 0
+        assert (made[0].cells.bins != other.cells.bins).nnz == 0
+
+
+def test_what_a_network_starts_from_is_a_sample(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(scformer, "LARGE", 20)
+    for name in ("svd_init", "bias_init"):
+        monkeypatch.setattr(scformer, name, lambda part, cells, *rest: sizes.append(len(cells)))
+    assert len(model().cells) == 60 and sizes == [20, 20]
+
+
 def test_an_unseen_batch_at_the_end_of_a_backed_file_is_said_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(scformer, "PART", 16)
+    monkeypatch.setattr(data, "PART", 16)
     monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     toy(batch=["batch_0"] * 59 + ["lab 7"]).write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(ValueError, match="not seen in training: lab 7"):
@@ -69,7 +89,7 @@ def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypa
     more = sp.random(6000, 2000, 0.2, "csr", np.float32, random_state=0, data_rvs=lambda n: np.full(n, 1.0))
     names = [*CELLS.var_names, *(f"extra_{i}" for i in range(1940))]
     anndata.AnnData(more, var=pd.DataFrame(index=names)).write_h5ad(tmp_path / "x.h5ad")
-    monkeypatch.setattr(scformer, "PART", 500)
+    monkeypatch.setattr(data, "PART", 500)
     monkeypatch.setattr(scformer, "embed_tokens", lambda network, cells: np.ones((len(cells), 16), np.float32))
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     tracemalloc.start()

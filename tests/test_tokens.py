@@ -167,10 +167,34 @@ def test_wrong_shapes_and_modes_are_refused():
         make_batch(cells(), np.arange(3), 1.0)
 
 
+def sample_dense(chosen, limit, rng):
+    "The same genes from a dense matrix of all genes, for comparison."
+    if limit is None or chosen.sum(1).max(initial=0) <= limit:
+        return chosen
+    score = np.where(chosen, rng.random(chosen.shape, dtype=np.float32), 2)
+    return chosen & (score < np.partition(score, limit, axis=1)[:, [limit]])
+
+
+@pytest.mark.parametrize("genes", ["expressed", "all"])
+@pytest.mark.parametrize("limits", [(None, None), (9, 4), (5, 0), (1, 999)])
+def test_sampling_listed_genes_draws_what_sampling_a_dense_matrix_does(genes, limits):
+    data, rows, rng = cells(genes=genes), np.arange(3, 40), np.random.default_rng(1)
+    b = make_batch(data, rows, 0.4, *limits, np.random.default_rng(1))
+    hidden = draw_mask((len(rows), 80), 0.4, rng)
+    tokens = data.bins[rows].toarray() > 0 if genes == "expressed" else np.ones_like(hidden)
+    assert (b.hidden.numpy() == hidden).all()
+    for block, of, limit in ((b.genes[:, 1:b.n_visible], ~hidden, limits[0]), (b.genes[:, b.n_visible:], hidden, limits[1])):
+        for ids, own in zip(block.numpy(), sample_dense(tokens & of, limit, rng), strict=True):
+            assert (ids[ids > 0] - VOCAB.n_specials).tolist() == np.flatnonzero(own).tolist()
+
+
 def test_sampling_is_uniform():
     chosen = np.ones((4000, 10), bool)
     chosen[:, 7] = False
-    kept = sample_genes(chosen, 3, np.random.default_rng(0))
+    cell, gene, rank = sample_genes(*np.nonzero(chosen), chosen.shape, 3, np.random.default_rng(0))
+    kept = np.zeros_like(chosen)
+    kept[cell, gene] = True
+    assert set(rank) == {0, 1, 2}
     assert (kept.sum(1) == 3).all() and not kept[:, 7].any()
     assert abs(kept[:, chosen[0]].mean(0) - 1 / 3).max() < 0.03
     assert abs(draw_mask((4000, 10), 0.4, np.random.default_rng(0)).mean(0) - 0.4).max() < 0.03

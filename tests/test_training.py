@@ -18,8 +18,9 @@ import pandas as pd
 import pytest
 import torch
 
-from scformer_nb import training
+from scformer_nb import heads, training
 from scformer_nb.heads import HEADS
+from scformer_nb.model import Block, Encoder, ValueEmbedding
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.tokens import make_batch
@@ -43,6 +44,32 @@ def same(a, b):
     ours, theirs = (m.network.state_dict() for m in (a, b))
     losses = [m.history.drop(columns=["seconds", "cells_per_second"]) for m in (a, b)]
     return losses[0].equals(losses[1]) and ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def value_of_each_token(self, values, masked):
+    return torch.where(masked[..., None], self.mask, self.embed(values[..., None] / self.top))
+
+
+def query_of_each_gene(self, x):
+    logits = self.cell(x.cell) @ self.query(x.genes).T * x.genes.shape[1] ** -.5 + self.bias + self.batch(x.b.batch)
+    mean = x.b.counts.sum(1, keepdim=True) * logits.softmax(-1) + 1e-8
+    theta = self.log_theta.exp()
+    likelihood = torch.distributions.NegativeBinomial(theta, logits=(mean / theta).log(), validate_args=False)
+    return -likelihood.log_prob(x.b.counts).mean()
+
+
+def test_what_was_made_faster_changes_no_loss(monkeypatch):
+    "Twenty steps with keys and values of all tokens, layers over tokens instead of tables, and a plain Adam."
+    fast = model(5).history
+    for owner, name, plain in (
+            (Block, "attend_once", Block.attend), (ValueEmbedding, "forward", value_of_each_token),
+            (Encoder, "gene_vectors", lambda self, ids: self.gene_norm(self.gene(ids))),
+            (heads.NegativeBinomial, "forward", query_of_each_gene),
+            (TrainingTask, "optimiser", lambda self: torch.optim.Adam(self.network.parameters(), foreach=False))):
+        monkeypatch.setattr(owner, name, plain)
+    slow = model(5).history
+    for loss in ("train_loss", "train_nb", "train_kl", "valid_loss"):
+        assert np.allclose(fast[loss], slow[loss], rtol=2e-6, atol=0)
 
 
 def files(folder):
