@@ -9,9 +9,9 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, batch_correction, binning, cli, cross_species, data, datasets, effects, experiment,
         gene_names, gene_space, heads, hub, io, ledger, mapping, metrics, model, model_files, perturbation,
-        perturbation_files, perturbation_models, perturbation_network, plots, pretrained, report, runner, runs, saucie, scformer,
-        score_card, screen_scores, screens, simulate, studies, svd_init, taxonomy, tokens, training, trees, wasserstein,
-        writable,
+        perturbation_files, perturbation_models, perturbation_network, plots, pretrained, report, runner, runs, saucie,
+        scformer, score_card, screen_scores, screens, simulate, studies, svd_init, taxonomy, tokens, training, trees,
+        wasserstein, writable,
     )
     from .datasets import load
     from .scformer import ScFormer
@@ -21,8 +21,8 @@ __all__ = [
     "ScFormer", "alignment", "baselines", "batch_correction", "binning", "cli", "cross_species", "data", "datasets",
     "effects", "experiment", "gene_names", "gene_space", "heads", "hub", "io", "ledger", "load", "mapping", "metrics",
     "model", "model_files", "perturbation", "perturbation_files", "perturbation_models", "perturbation_network",
-    "plots", "pretrained", "report", "runner", "runs", "saucie", "scformer", "score_card", "screen_scores", "screens", "simulate",
-    "studies", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
+    "plots", "pretrained", "report", "runner", "runs", "saucie", "scformer", "score_card", "screen_scores", "screens",
+    "simulate", "studies", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 
 _SHORT = {"ScFormer": "scformer", "load": "datasets"}  # names of modules that can be had from the package itself

@@ -239,15 +239,24 @@ def fit(
         "none: as many as the recipe needs.", min=1) = None,
     n_hvg: _option(int, "Highly variable genes to use.", min=2) = 1200,
     preset: _option(Literal["default", "paper"], "Our recipe, or the paper's.") = "default",
+    pretrained: _option(Path | None, "Begin as this fitted model ended, with its genes, and train "
+        "for a third of the steps.", "--from", metavar="RUN") = None,
     seed: Seed = 0, resume: Resume = False,
     accelerator: _option(Literal["auto", "cpu", "gpu", "mps"], "Where to compute.") = "auto",
     devices: _option(int, "Processes or GPUs.", min=1) = 1,
 ):
     "Train a model on the cells of a study, or of several that may have measured different genes."
     scf.runs.check_run_folder(out, resume)
-    recipe = scf.training.PAPER if preset == "paper" else scf.training.DEFAULT
-    cells = data[0] if len(data) == 1 else data
-    model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
+    if pretrained:
+        if len(data) > 1 or preset == "paper":
+            raise ValueError("--from goes on with one data set and the recipe of RUN: leave "
+                "the other data sets and --preset out")
+        cells = scf.load(data[0])
+        model = scf.ScFormer.from_pretrained(pretrained, cells, batch_key, layer, seed=seed)
+    else:
+        recipe = scf.training.PAPER if preset == "paper" else scf.training.DEFAULT
+        cells = data[0] if len(data) == 1 else data
+        model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 

@@ -252,14 +252,14 @@ def test_a_model_that_normalises_by_batch_asks_for_the_study():
 # ---- is it worth it?
 
 def test_the_union_of_genes_tells_types_apart_where_the_intersection_cannot():
-    cells = simulate(360, 120, 4, 3, seed=0, depth=0.6, boost=5)
+    cells = simulate(360, 120, 4, 3, seed=0, depth=2)
     rng = np.random.default_rng(0)
     parts = {f"s{k}": cells[(cells.obs["batch"] == f"batch_{k}").to_numpy(), np.sort(rng.permutation(120)[:60])].copy() for k in range(3)}
     shared = sorted(set.intersection(*(set(s.var_names) for s in parts.values())))
     labels = np.concatenate([s.obs["cell_type"].astype(str) for s in parts.values()])
     accuracy = {}
     for name, given in {"union": parts, "intersection": {k: s[:, shared].copy() for k, s in parts.items()}}.items():
-        made = ScFormer(given, recipe=replace(RECIPE, dim=32)).fit(40, progress=False, accelerator="cpu")
+        made = ScFormer(given, recipe=replace(RECIPE, batch_size=64)).fit(30, progress=False, accelerator="cpu")
         Z = np.concatenate([made.embed_cells(s) for s in given.values()])
         accuracy[name] = KNeighborsClassifier(15).fit(Z[::2], labels[::2]).score(Z[1::2], labels[1::2])
     assert len(shared) < 30 and accuracy["union"] > accuracy["intersection"] + 0.05, accuracy
