@@ -91,8 +91,9 @@ def check_pair(
     "Raises ValueError where most genes of two studies have two names; warns of a few."
     ids, symbols = sorted((first, second), key=lambda study: not looks_like_ensembl(names[study]))
     if looks_like_ensembl(names[ids]) and not looks_like_ensembl(names[symbols]):
+        way_out = hint("gene_names.rename_genes", "scformer genes DATA --to symbol")
         raise ValueError(f"study {ids!r} has Ensembl ids, {symbols!r} gene symbols, so that one "
-                         "gene would have two names; translate those of one study first")
+                         f"gene would have two names; translate those of {ids!r} first, {way_out}")
     way, pairs = spelt_otherwise(set(names[first]), set(names[second]))
     if not pairs:
         return
