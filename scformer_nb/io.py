@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['speaking_shell', 'hint', 'nearest_name', 'regular_file', 'check_free', 'new_file', 'write_bytes', 'write_text',
-           'lock_folder', 'progress_bar', 'moved']
+           'lock_folder', 'in_notebook', 'progress_bar', 'moved']
 
 # %% ../nbs/A0_io.ipynb #10a9e75e
 import contextlib
@@ -146,11 +146,17 @@ def lock_folder(folder: str | Path) -> Iterator[Path]:  # the folder, made if ne
         yield folder
 
 # %% ../nbs/A0_io.ipynb #26775508
+def in_notebook() -> bool:
+    "Whether a kernel runs this, which shows bars."
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
+
+
 def progress_bar(what: str, n_cells: int, show: bool = True):  # a tqdm
     "Cells done, their rate and the time to go; nothing where TQDM_DISABLE=1 is set."
     from tqdm.auto import tqdm
     line = "{desc}: {n_fmt} of {total_fmt} cells, {rate_fmt}, {remaining} to go\n"
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    watched = sys.stderr.isatty() or in_notebook()
     how = dict(dynamic_ncols=True) if watched else dict(miniters=1, mininterval=30, bar_format=line)
     how |= {} if show else {"disable": True}
     return tqdm(total=n_cells, desc=what, unit=" cells", **how)
