@@ -16,9 +16,10 @@ def test_a_users_own_file_twice_and_beside_an_ablation(tmp_path):
     notebook = run(PAGE, tmp_path, **parameters)
     ledger = tmp_path / "results/what_is_kept.jsonl"
     before = ledger.read_bytes()
-    assert set(Ledger(ledger).table()["method"]) == {"PCA", "earlier recipe", "today's recipe"}
+    assert set(Ledger(ledger).table()["method"]) == {"PCA", "earlier recipe", "today's recipe", "scFormer"}
     assert "depth_R2" in shown(notebook, "ledger.results_table(runs") and "no ablation in the output folder" in shown(notebook)
-    assert {f.name for f in ledger.parent.glob("*.png")} == {f"what_is_kept_mine_{part}.png" for part in ("depth", "spectrum", "batches")}
+    drawn = {f"what_is_kept_mine_{part}.png" for part in ("depth", "spectrum", "batches", "learning")}
+    assert {f.name for f in ledger.parent.glob("*.png")} == drawn
     scores = {"depth_R2": .1, "participation_ratio": 7, "CiLISI": .8, "kNN_accuracy": .9}
     for option, ratio in (("full", 7), ("no KL", 2)):
         found = scores | {"participation_ratio": ratio}
