@@ -65,7 +65,9 @@ def sections():
 def seen_from_docs(name):
     "A file of the top level with its links as the site sees them."
     text = (ROOT / name).read_text(encoding="utf-8").replace("[nbs](nbs)", "`nbs/`")
-    text = re.sub(r"\]\((figures/|LICENSE|CITATION)", r"](../\1", text).replace("](CONTRIBUTING.md)", "](contributing.md)")
+    text = re.sub(r"\]\((figures/|LICENSE|CITATION)", r"](../\1", text)
+    for name in ("CONTRIBUTING", "SECURITY"):
+        text = text.replace(f"]({name}.md)", f"]({name.lower()}.md)")
     return unbroken(re.sub(r"\]\(docs/", "](", re.sub(r"\]\(nbs/", "](pages/", text)))
 
 
