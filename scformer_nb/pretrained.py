@@ -12,10 +12,9 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
-import pandas as pd
 import torch
 
-from .data import check_adata, preprocess
+from .data import CountReader, check_adata, choose_hvg
 from .scformer import ScFormer, build_network
 from .tokens import Vocabulary, align_genes
 from .training import Recipe
@@ -93,12 +92,12 @@ def take_known_genes(
     "Cells by the genes of a tuned model. Raises ValueError for too few known ones."
     data = check_adata(adata, layer=layer, batch_key=batch_key)
     columns, numbers = align_genes(known, list(data.var_names))
-    own = preprocess(data, len(columns) + n_new, batch_key)
-    rank = pd.Series(own.var.get("hvg_rank", np.arange(own.n_vars)), own.var_names)
-    new = rank.drop(data.var_names[columns], errors="ignore").sort_values().index[:n_new]
+    rank, *_ = choose_hvg(CountReader(data, batch_key=batch_key), len(columns) + n_new)
+    rank[columns] = np.nan
+    new = np.argsort(rank)[:min(n_new, int((rank >= 0).sum()))]
     names = data.var_names.to_numpy(copy=True)
     names[columns] = np.array(known.genes, object)[numbers]
-    kept = np.isin(np.arange(len(names)), columns) | data.var_names.isin(new)
+    kept = np.isin(np.arange(len(names)), [*columns, *new])
     data.var_names = names
     return data[:, kept].copy()
 

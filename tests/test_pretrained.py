@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy import SMALL
+from toy import SMALL, toy
 
 import scformer_nb as scf
 from scformer_nb.pretrained import known_vectors, take_known_genes, take_over, weights_of_data
@@ -124,3 +124,12 @@ def test_models_of_other_sizes_cannot_be_mixed_up(folder):
     model = ScFormer(adata, recipe=replace(TOGETHER, n_blocks=2))
     take_over(model, old)  # a second block has nothing to take over and keeps its start
     assert torch.equal(model.network.encoder.blocks[0].qkv.weight, old.network.encoder.blocks[0].qkv.weight)
+
+
+def test_of_the_other_genes_those_that_vary_most_are_taken_wherever_they_stand():
+    rng = np.random.default_rng(0)
+    X = rng.poisson(rng.uniform(1, 20, 160), (60, 160)).astype(np.float32)
+    X[:, 150:] = rng.poisson(np.repeat([0.2, 15], 30)[:, None], (60, 10))  # the last ten, as high as others
+    adata = toy(X, names=[f"G{j}" for j in range(160)])
+    cells = take_known_genes(adata, Vocabulary([f"G{j}" for j in range(40)]), n_new=10)
+    assert set(cells.var_names) - {f"G{j}" for j in range(40)} == {f"G{j}" for j in range(150, 160)}
