@@ -289,7 +289,7 @@ def _library_size(adata): # AnnData; (cells,), None where nothing says it
         return adata.obs["library_size"].to_numpy()
     try:
         with warnings.catch_warnings(action="ignore"):
-            return scf.data.library_size(scf.data.check_adata(adata))
+            return scf.hvg.library_size(scf.data.check_adata(adata))
     except ValueError:
         warnings.warn("X holds no raw counts and obs no library_size: depth_R2 is left out",
             stacklevel=2)

@@ -24,8 +24,9 @@ from matplotlib.figure import Figure
 
 import scformer_nb as scf
 from .baselines import BASELINES, DETERMINISTIC
-from .data import check_adata, library_size, preprocess
+from .data import check_adata
 from .datasets import load
+from .hvg import library_size, preprocess
 from .io import new_file
 from .ledger import Ledger, digest, run_all
 from .ledger import compare as compare_methods

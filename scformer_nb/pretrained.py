@@ -14,7 +14,8 @@ import anndata as ad
 import numpy as np
 import torch
 
-from .data import CountReader, check_adata, choose_hvg
+from .data import CountReader, check_adata
+from .hvg import choose_hvg
 from .scformer import ScFormer, build_network
 from .tokens import Vocabulary, align_genes
 from .training import Recipe

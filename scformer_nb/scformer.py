@@ -25,9 +25,10 @@ from fastcore.basics import patch
 
 from .batch_correction import SAMPLE, correct_batches
 from .binning import bin_values
-from .data import LARGE, PART, CountReader, as_text, check_adata, read_hvg
+from .data import PART, CountReader, as_text, check_adata
 from .datasets import open_cells
 from .heads import upgrade_weights
+from .hvg import LARGE, read_hvg
 from .io import hint, progress_bar
 from .model_files import FORMAT, check_sizes, damaged, misfits, package_versions
 from .model_files import read_facts, read_recipe, read_weights, write_model

@@ -18,9 +18,9 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .data import CountReader, Overview, check_column, choose_hvg
-from .data import looks_like_ensembl, read_genes
+from .data import CountReader, check_column, looks_like_ensembl
 from .datasets import DATASETS, load, open_cells
+from .hvg import Overview, choose_hvg, read_genes
 from .io import hint
 from .tokens import SPELLINGS, union_vocabulary
 

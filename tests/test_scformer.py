@@ -17,7 +17,7 @@ import torch
 from scib.metrics import silhouette
 from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy, with_value
 
-from scformer_nb import data, scformer
+from scformer_nb import data, hvg, scformer
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
@@ -62,7 +62,7 @@ def test_a_file_read_in_parts_gives_the_same_model(form, tmp_path, monkeypatch):
     given = [(CELLS, None), (tmp_path / "x.h5ad", None), (str(tmp_path / "x.h5ad"), "raw")]
     made = [model(source, layer=layer) for source, layer in given]
     monkeypatch.setattr(data, "PART", 16)
-    monkeypatch.setattr(data, "LARGE", 30)
+    monkeypatch.setattr(hvg, "LARGE", 30)
     made += [model(source, layer=layer) for source, layer in given]
     for other in made[1:]:
         assert same(made[0], other) and (made[0].cells.counts != other.cells.counts).nnz == 0

@@ -48,9 +48,10 @@ def rank(page):
     "The import order: the appendix that builds on no number, the numbers, the rest of the appendix, tour and index."
     if floor(page) is None:
         return 300
+    letter = "_abcdefgh".index(page.stem[2]) / 10  # 09b comes after 09, and 09c after 09b
     if page.stem[0] != "A":
-        return 100 + int(page.stem[:2]) + (page.stem[2] != "_") / 2  # 09b comes after 09
-    return int(re.match(r"A(\d+)", page.stem)[1]) + (0 if below(page) else 200)
+        return 100 + int(page.stem[:2]) + letter
+    return int(re.match(r"A(\d+)", page.stem)[1]) + letter + (0 if below(page) else 200)
 
 
 def upward():
