@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENE_TYPES', 'OTHER_TYPES', 'PART', 'feature_column', 'gene_features', 'as_text', 'check_column', 'row_parts',
-           'CountReader', 'check_adata', 'looks_like_ensembl']
+           'CountReader', 'check_adata']
 
 # %% ../nbs/01b_data.ipynb #b84230e0
 import warnings
@@ -212,18 +212,5 @@ def _check_names(adata: AnnData, genes: pd.Index) -> pd.DataFrame:
         obs.index = make_index_unique(obs.index)
     return obs
 
-# %% ../nbs/01b_data.ipynb #e1c606e1
-def looks_like_ensembl(names) -> bool:
-    "Whether most genes go by Ensembl ids (ENSG..., ENSMUSG..., with or without a version)."
-    pattern = r"ENS[A-Z]*G\d{11}(\.\d+)?"
-    return pd.Series(names, dtype=str).str.fullmatch(pattern, case=False).mean() > 0.5
-
 # %% ../nbs/01b_data.ipynb #3747722c
-_MOVED = {
-    "datasets": ("load", "datasets", "fetch", "data_dir"), "simulate": ("simulate",),
-    "counts": ("looks_logged", "random_cells", "sample_cells"),
-    "hvg": ("LARGE", "Overview", "check_totals", "choose_hvg", "join_small_batches", "library_size",
-            "log_normalise", "preprocess", "read_genes", "read_hvg", "read_overview", "sample_rows",
-            "select_hvg", "varying_genes"),
-}
-__getattr__ = moved(__name__, {name: new for new, names in _MOVED.items() for name in names})
+__getattr__ = moved(__name__, "counts", "hvg", "gene_names", "datasets", "simulate")

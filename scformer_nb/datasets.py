@@ -147,4 +147,4 @@ def open_cells(
             yield adata
 
 # %% ../nbs/A1_datasets.ipynb #5c6b32b4
-__getattr__ = moved(__name__, dict.fromkeys(readers.__all__, "readers") | {"check_sparse": "h5ad"})
+__getattr__ = moved(__name__, "readers", "h5ad")

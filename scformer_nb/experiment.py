@@ -31,7 +31,7 @@ from .io import new_file
 from .ledger import Ledger, digest, run_all
 from .ledger import compare as compare_methods
 from .plots import OKABE_ITO, plot_history, plot_methods, save_figure, umap
-from .training import DEFAULT, PAPER, Recipe
+from .recipe import DEFAULT, PAPER, Recipe
 
 # %% ../nbs/13_experiment.ipynb #0c187277
 RECIPES = {"scFormer": DEFAULT, "scFormer (paper)": PAPER}

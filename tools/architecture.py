@@ -214,7 +214,7 @@ def draw_model():
     "The way of a cell through scFormer, from counts to embeddings."
     import matplotlib.pyplot as plt
 
-    from scformer_nb.training import DEFAULT
+    from scformer_nb.recipe import DEFAULT
     blue, green, violet, orange, grey = "#4c72b0", "#3f8f5b", "#8172b3", "#b9791c", "#555555"
     shade = plt.get_cmap("Blues")
     fig, ax = plt.subplots(figsize=(12, 5.3), facecolor="white")
