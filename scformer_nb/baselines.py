@@ -318,4 +318,4 @@ BASELINES: dict[str, Callable] = {
     "HVG": hvg, "PCA": pca, "Seurat": seurat, "Harmony": harmony, "scVI": scvi,
     "CONCORD": concord}
 DETERMINISTIC: set[str] = {"HVG", "PCA", "Seurat"}
-SEES_LABELS: dict[str, Callable] = {"scANVI": scanvi}
+SEES_LABELS: dict[str, Callable] = {"scANVI (sees labels)": scanvi}

@@ -23,7 +23,7 @@ from IPython.display import Image
 from matplotlib.figure import Figure
 
 import scformer_nb as scf
-from .baselines import BASELINES, DETERMINISTIC
+from .baselines import BASELINES, DETERMINISTIC, SEES_LABELS
 from .data import check_adata
 from .datasets import load
 from .hvg import library_size, preprocess
@@ -38,7 +38,7 @@ RECIPES = {"scFormer": DEFAULT, "scFormer (paper)": PAPER}
 
 def check_methods(methods: list) -> list: # names; the same without repeats, scFormer among them
     "The baselines of a table and scFormer. Raises ValueError for an unknown method."
-    known = [*BASELINES, *RECIPES]
+    known = [*BASELINES, *SEES_LABELS, *RECIPES]
     if unknown := [repr(m) for m in methods if m not in known]:
         raise ValueError(f"methods are {', '.join(known)}; not {', '.join(unknown)}")
     return list(dict.fromkeys([*methods, "scFormer"]))
@@ -213,7 +213,10 @@ def compare(self: Experiment,
     settings = dict.fromkeys(methods, self.settings) | {
         name: self.settings | {"max_epochs": max_epochs, "recipe": asdict(recipe)}
         for name, recipe in RECIPES.items()}
-    known = BASELINES | {name: partial(scformer, recipe) for name, recipe in RECIPES.items()}
+    told = {name: partial(method, label_key=self.label_key)
+        for name, method in SEES_LABELS.items()}
+    ours = {name: partial(scformer, recipe) for name, recipe in RECIPES.items()}
+    known = BASELINES | told | ours
     runs, failed = compare_methods({name: known[name] for name in methods}, self.hvg, self.ledger,
         self.dataset, settings, self.label_key, self.batch_key, seeds=seeds,
         seedless=DETERMINISTIC, keep=keep, library_size=self.library_size)
@@ -255,9 +258,10 @@ def card_means(
 
 # %% ../nbs/13_experiment.ipynb #58c69138
 def margins(ledger: Ledger, score: str) -> pd.DataFrame: # a metric; (use, dataset) by methods
-    "Means over seeds, and scFormer's margin."
+    "Means over seeds, and scFormer's margin over the best that sees no label."
     mean = newest(ledger).pivot(index=["use", "dataset"], columns="method", values=score)
-    others = mean.drop(columns="scFormer").max(axis=1)
+    rivals = mean.columns.difference(["scFormer", *SEES_LABELS])
+    others = mean[rivals].max(axis=1)
     return mean.rename_axis(columns=score).assign(margin=mean["scFormer"] - others).round(3)
 
 

@@ -33,10 +33,10 @@ def has_seurat():
 
 
 METHODS = BASELINES | SEES_LABELS
-PACKAGES = {"Harmony": "harmonypy", "scVI": "scvi", "scANVI": "scvi", "CONCORD": "concord"}
+PACKAGES = {"Harmony": "harmonypy", "scVI": "scvi", "scANVI (sees labels)": "scvi", "CONCORD": "concord"}
 MISSING = {name for name, package in PACKAGES.items() if not importlib.util.find_spec(package)}
 MISSING |= set() if has_seurat() else {"Seurat"}
-SHORT = {"scVI": partial(baselines.scvi, max_epochs=10), "scANVI": partial(baselines.scanvi, max_epochs=10)}
+SHORT = {"scVI": partial(baselines.scvi, max_epochs=10), "scANVI (sees labels)": partial(baselines.scanvi, max_epochs=10)}
 each = pytest.mark.parametrize("name", METHODS)
 
 
@@ -169,7 +169,7 @@ def test_labels_that_scanvi_cannot_learn(change, error, message):
         baselines.scanvi(adata, "batch", **change)
 
 
-@pytest.mark.skipif("scANVI" in MISSING, reason="scVI is not installed")
+@pytest.mark.skipif("scANVI (sees labels)" in MISSING, reason="scVI is not installed")
 def test_scanvi_reads_the_column_that_is_named():
     adata = CELLS.copy()
     adata.obs["type"] = adata.obs["cell_type"].to_numpy()

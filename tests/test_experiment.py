@@ -22,7 +22,7 @@ def mine(tmp_path):
 
 @pytest.mark.parametrize("methods", [["PCA", "No, such"], ["pca"], ["HVG", ""], "PCA"])
 def test_unknown_methods_are_refused_by_name(methods):
-    with pytest.raises(ValueError, match="methods are HVG, PCA, Seurat, Harmony, scVI, CONCORD, scFormer, scFormer .paper.; not '"):
+    with pytest.raises(ValueError, match="methods are HVG, PCA, Seurat, Harmony, scVI, CONCORD, scANVI .sees labels., scFormer, scFormer .paper.; not '"):
         check_methods(methods)
 
 
@@ -100,11 +100,11 @@ def test_coordinates_of_other_cells_are_not_drawn(mine, monkeypatch):
     assert drawn == [["PCA"], []] and mine.path("umap").with_suffix(".png").exists()
 
 
-def test_margins_are_of_the_newest_settings(tmp_path):
+def test_margins_are_of_the_newest_settings_and_over_what_sees_no_label(tmp_path):
     ledger = Ledger(tmp_path / "toy.jsonl")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for method, n, value in (("PCA", 1, .9), ("PCA", 2, .4), ("HVG", 1, .3), ("scFormer", 1, .6)):
+        for method, n, value in (("PCA", 1, .9), ("PCA", 2, .4), ("HVG", 1, .3), ("scFormer", 1, .6), ("scANVI (sees labels)", 1, .8)):
             ledger.get_or_run("a", method, "default", 0, {"n": n}, lambda value=value: {"AvgBIO": value})
     assert margins(ledger, "AvgBIO").loc[("other", "a"), ["PCA", "margin"]].tolist() == [.4, .2]
 
