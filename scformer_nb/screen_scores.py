@@ -200,7 +200,7 @@ def paired_difference(
     other: pd.DataFrame, # (seeds, metrics) of the same splits
     metrics: Sequence[str],
 ) -> pd.DataFrame: # (metrics): difference, better, error, real, text
-    "Mean difference, turned so that more is better, its standard error, and whether t is beyond 5%."
+    "Mean difference, turned so that more is better, its standard error, and a star for 5%."
     one, other = (runs.reset_index(drop=True).reindex(columns=metrics) for runs in (one, other))
     both = (one - other).astype(float)
     sign = pd.Series({m: -1 if m in LESS_IS_BETTER else 1 for m in metrics})
