@@ -271,7 +271,7 @@ perturb = typer.Typer(no_args_is_help=True,
 app.add_typer(perturb, name="perturb")
 
 # %% ../nbs/52_cli.ipynb #2bbcf006
-@_command("perturb fit screen.h5ad --direction up --epochs 3 -o run", perturb, "fit")
+@_command("perturb fit screen.h5ad --direction up -o run", perturb, "fit")
 def perturb_fit(
     data: Data, out: NewFolder,
     direction: _option(Literal["down", "up"], "What is done to perturbed genes.") = "down",
@@ -279,15 +279,19 @@ def perturb_fit(
     batch_key: BatchKey = None, layer: Layer = None,
     gene_sets: _option(Path | None, "A .gmt file that says which genes are alike.") = None,
     target: _option(list[str], "A further gene to ask for; can be repeated.") = (),
-    epochs: Epochs = 3,
+    epochs: _option(int, "Epochs of the network; 0: the linear model, no network.", min=0) = 0,
     n_hvg: _option(int, "Highly variable genes to use, beside the perturbed ones.", min=2) = 5000,
     seed: Seed = 0, resume: Resume = False,
 ):
-    "Train on control cells and the perturbations of a screen."
+    "Learn from control cells and the perturbations of a screen."
+    if resume and not epochs:
+        raise ValueError("--resume goes on training the network: say --epochs N")
     scf.runs.check_run_folder(out, resume)
     model = scf.perturbation.PerturbationModel(scf.load(data), condition_key, batch_key, layer,
         direction, target, gene_sets, n_hvg, seed=seed)
-    model.fit(epochs, out, resume, is_watched()).save(out, overwrite=True)
+    if epochs:
+        model.fit(epochs, out, resume, is_watched())
+    model.save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #0206e320

@@ -53,7 +53,9 @@ def _as_screen(adata: ad.AnnData, condition_key, batch_key, layer, n_hvg, target
 
 # %% ../nbs/33_perturbation.ipynb #bb8d18db
 class PerturbationModel:
-    "Expression after perturbation by a transformer that begins at additive effects (section 4.3)."
+    """Expression after perturbation: a linear model of effects, and a transformer on top of it.
+
+    Before `fit` it predicts with the linear model alone (section 4.3 has the transformer)."""
     def __init__(self,
         adata: ad.AnnData, # control and training cells: raw counts, or of `prepare_screen`
         condition_key: str = "condition", # column of obs with the perturbation of each cell
@@ -92,7 +94,8 @@ class PerturbationModel:
 
     def __repr__(self):
         n_genes, n = self.settings["n_genes"], len(self.effects.names)
-        trained = f"trained for {len(self.history)} epochs" if len(self.history) else "not trained"
+        n_epochs = len(self.history)
+        trained = f"trained for {n_epochs} epochs" if n_epochs else "linear, network not trained"
         return f"PerturbationModel: {n_genes} genes, {n} perturbations, {trained}"
 
 # %% ../nbs/33_perturbation.ipynb #4dcf49ff

@@ -42,8 +42,7 @@ def _csr_matrix(name: str, tensors: dict[str, torch.Tensor]) -> sp.csr_matrix:
     return X
 
 # %% ../nbs/33b_perturbation_files.ipynb #7e9634cc
-ARRAYS = {"components": ("components", "genes"), "scores": ("names", "components"),
-    "noise": ("names",), "amplitude": ("components",), "weights": ("weights",),
+ARRAYS = {"change": ("names", "genes"), "noise": ("names",),
     "column": ("targets",), "own": ("names", "targets"), "level": ("targets",)} # of EffectModel
 
 # %% ../nbs/33b_perturbation_files.ipynb #27f54ddd
@@ -61,7 +60,7 @@ def save_model(
     tensors |= _csr_tensors("alike", m.alike) | _csr_tensors("inputs", model.inputs.bins)
     facts = dict(format=FORMAT, kind="perturbation", versions=package_versions(),
         settings=model.settings, recipe=asdict(model.recipe), genes=model.vocab.genes,
-        names=m.names, specials=list(SPECIALS), shared=m.shared,
+        names=m.names, specials=list(SPECIALS),
         history=model.history.to_dict("records"))
     write_model(folder, tensors, facts, overwrite)
 
@@ -69,7 +68,7 @@ def save_model(
 SCHEMA = {
     "settings": {"n_genes": int, "direction": str, "n_bins": int, "seed": int,
         "gain": {str: float}, "scale": {str: float}},
-    "recipe": dict, "genes": [str], "names": [str], "specials": [str], "shared": float,
+    "recipe": dict, "genes": [str], "names": [str], "specials": [str],
     "history": [{str: float | None}], "versions": {str: str},
 }
 
@@ -83,7 +82,7 @@ def _must_hold(**what: bool) -> None:
 def _check_facts(facts: dict) -> None:
     "Raises ValueError for what no model can say of itself"
     s = facts["settings"]
-    numbers = [facts["shared"], *s["gain"].values(), *s["scale"].values()]
+    numbers = [*s["gain"].values(), *s["scale"].values()]
     _must_hold(n_genes=1 <= s["n_genes"] <= len(facts["genes"]), n_bins=2 <= s["n_bins"] <= 65536,
         seed=0 <= s["seed"] < 2 ** 63, direction=s["direction"] in DIRECTIONS,
         specials=facts["specials"] == list(SPECIALS), numbers=np.isfinite(numbers).all())
@@ -91,17 +90,15 @@ def _check_facts(facts: dict) -> None:
 
 # %% ../nbs/33b_perturbation_files.ipynb #e8bec7ed
 def _expected_tensors(m: PerturbationModel, facts: dict, found: dict) -> dict[str, torch.Tensor]:
-    "What the weights' file must hold; how many components and entries is its own affair"
+    "What the weights' file must hold; how many entries is its own affair"
     s, none = m.settings, torch.empty(0)
-    n_components = (*found.get("effects.components", none).shape, 0)[0]
-    sizes = dict(components=n_components, genes=s["n_genes"], names=len(facts["names"]),
-        targets=len(facts["genes"]), weights=5)
+    sizes = dict(genes=s["n_genes"], names=len(facts["names"]), targets=len(facts["genes"]))
     shapes = {f"effects.{k}": [sizes[d] for d in dims] for k, dims in ARRAYS.items()}
     shapes |= {"control": [s["n_genes"]], "centres": [s["n_bins"]]}
     with torch.device("meta"):
         expected = {k: torch.empty(n, dtype=torch.float64) for k, n in shapes.items()}
         expected["effects.column"] = expected["effects.column"].long()
-        network = draw_network(m, n_components).state_dict()
+        network = draw_network(m, min(30, sizes["names"], sizes["genes"])).state_dict()
     for name in [f"{matrix}.{part}" for matrix in ("alike", "inputs") for part in CSR_PARTS]:
         kind = torch.float32 if name.endswith("data") else torch.int64
         expected[name] = torch.empty_like(found.get(name, none), dtype=kind, device="meta")
@@ -118,13 +115,12 @@ def _rebuild(m: PerturbationModel, facts: dict, tensors: dict[str, torch.Tensor]
         inputs=inputs.shape[0] > 0 and inputs.shape[1] == len(genes),
         values=((values >= 0) & (values < s["n_bins"])).all(),
         column=((column >= -1) & (column < s["n_genes"])).all(),
-        noise=(arrays["noise"] > 0).all() and facts["shared"] >= 0,
-        amplitude=(arrays["amplitude"] >= 0).all())
-    m.effects = EffectModel(names=facts["names"], targets=genes, shared=facts["shared"],
-        alike=alike.astype(float), **arrays)
+        noise=(arrays["noise"] > 0).all())
+    m.effects = EffectModel(names=facts["names"], targets=genes, alike=alike.astype(float),
+        **arrays)
     m.inputs, m.centres = as_tokens(m, inputs), tensors["centres"].numpy()
     m.control = pd.Series(tensors["control"].numpy(), genes[:s["n_genes"]])
-    m.network = draw_network(m, len(arrays["components"])).eval()
+    m.network = draw_network(m, len(m.effects.components)).eval()
     m.network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items()
         if k.startswith("network.")})
 

@@ -27,7 +27,7 @@ from torch import nn
 
 from .baselines import quietly
 from .plots import OKABE_ITO
-from .screen_scores import mean_by_class, score
+from .screen_scores import energy_distances, mean_by_class, perturbed_mean, score
 from .screens import Profiles, genes_of, mark_genes, parse_condition, profile
 from .screens import training_cells
 
@@ -256,7 +256,8 @@ def score_split(
     singles = [c for c in truth.mean.index if "+" not in c]
     asked = list(dict.fromkeys([*test, *singles]))
     predicted = predict(training_cells(data, split), asked)
-    scores = score(predicted.loc[test], truth, predicted)
+    scores = score(predicted.loc[test], truth, predicted, perturbed_mean(truth, split))
+    scores["e_distance"] = energy_distances(predicted.loc[test], data)
     return predicted.loc[test], mean_by_class(scores, split.unseen)
 
 # %% ../nbs/31_perturbation_models.ipynb #54b69943

@@ -226,7 +226,9 @@ def mark_genes(conditions: Sequence[str], genes: Sequence[str]) -> sp.csr_matrix
 class Profiles:
     "Mean expression of every perturbation of a screen."
     mean: pd.DataFrame # (perturbations, genes) mean log expression
+    variance: pd.DataFrame # (perturbations, genes) between cells
     control: pd.Series # (genes,) mean of control cells
+    control_variance: pd.Series # (genes,) between control cells
     n_cells: pd.Series # (perturbations,) cells
     n_control: int # control cells
     top: dict[str, list[str]] # differentially expressed genes of each perturbation, strongest first
@@ -250,14 +252,17 @@ def profile(data: ad.AnnData) -> Profiles: # of `prepare_screen`
     size, c = condition.value_counts().loc[names], names.get_loc("control")
     average = averaging_matrix(condition.cat.codes.to_numpy(), len(names))
     mean = (average @ X).toarray()
-    error = ((average @ X.multiply(X)).toarray() - mean ** 2) / size.to_numpy()[:, None]
+    variance = (average @ X.multiply(X)).toarray() - mean ** 2
+    error = variance / size.to_numpy()[:, None]
     t = (mean - mean[c]) / np.sqrt(error + error[c] + 1e-12)
     order = np.argsort(-np.abs(t), axis=1, kind="stable")[:, :20]
     top = {name: data.var_names[row].tolist() for name, row in zip(names, order, strict=True)}
     top.pop("control")
-    table = pd.DataFrame(mean, names.rename("condition"), data.var_names)
-    control, rest = table.loc["control"].rename(None), table.drop(index="control")
-    return Profiles(rest, control, size.drop("control"), int(size.iloc[c]), top)
+    tables = [pd.DataFrame(x, names.rename("condition"), data.var_names) for x in (mean, variance)]
+    control = [table.loc["control"].rename(None) for table in tables]
+    mean, variance = (table.drop(index="control") for table in tables)
+    size, n_control = size.drop("control"), int(size.iloc[c])
+    return Profiles(mean, variance, *control, size, n_control, top)
 
 # %% ../nbs/30_screens.ipynb #9a60a9b8
 def check_split(train: Iterable[str], test: Iterable[str]) -> None: # perturbations

@@ -137,7 +137,7 @@ def test_two_runs_in_one_folder(cells, scformer, tmp_path):
         other.communicate()
 
 
-@pytest.mark.parametrize("command", [["fit"], ["perturb", "fit"]])
+@pytest.mark.parametrize("command", [["fit"], ["perturb", "fit", "--epochs", "1"]])
 def test_resume_where_there_is_something_else_writes_nothing(command, cells, scformer, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/thesis.docx").touch()

@@ -46,7 +46,7 @@ def saved(screen_model, tmp_path_factory):
 FACTS = {"settings.n_genes": 10**9, "settings.n_bins": "many", "settings.seed": -1, "settings.direction": "sideways",
     "settings.gain": {"all": float("nan")}, "settings.scale": {"1/1": None}, "recipe.dim": 2**40, "recipe.n_blocks": 10**6,
     "recipe.n_heads": 0, "recipe.head": "mlp", "recipe.unknown": 1, "names": ["gene0", "NOGENE"], "genes": ["gene0"] * 41,
-    "specials": ["<pad>"], "shared": "much", "history": [1], "versions": None}
+    "specials": ["<pad>"], "history": [1], "versions": None}
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -63,9 +63,9 @@ def beyond(x):
     return x + 10**6
 
 
-WEIGHTS = {"effects.column": beyond, "effects.noise": lambda x: -x, "effects.amplitude": lambda x: -x - 1, "inputs.data": beyond,
+WEIGHTS = {"effects.column": beyond, "effects.noise": lambda x: -x, "inputs.data": beyond,
     "inputs.indices": beyond, "inputs.indptr": lambda x: x.flip(0), "inputs.shape": lambda x: x[:1], "alike.shape": beyond,
-    "alike.indices": lambda x: x.float(), "effects.components": lambda x: x[:, 1:], "effects.weights": lambda x: x[0],
+    "alike.indices": lambda x: x.float(), "effects.change": lambda x: x[:, 1:], "effects.own": lambda x: x[0],
     "effects.level": lambda x: x * np.nan, "control": lambda x: x[1:], "centres": None, "network.encoder.effect.weight": None}
 
 

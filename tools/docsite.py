@@ -196,7 +196,7 @@ def message_tables():
 # of other experiments: the first four
 SCORES = {"clustering": ["AvgBIO"], "integration": ["AvgBIO", "AvgBATCH", "Overall"], "ablation": ["Overall"],
     "what_is_kept": ["depth_R2", "participation_ratio", "CiLISI", "kNN_accuracy"],
-    "perturbation": ["corr_delta_de", "corr_delta", "corr"], "gene_embeddings": ["same type, all genes", "shared GO term"],
+    "perturbation": ["corr_delta_de", "corr_specific", "discrimination"], "gene_embeddings": ["same type, all genes", "shared GO term"],
     "cross_species": ["mouse level 1", "mouse level 2", "human to mouse", "mouse to human", "counterparts"]}
 NO_SCORES = {"seed", "seconds", "resolution", "n_seeds"}
 NOW_CALLED = {"method": {"start": "linear init"}, "option": {"w/o warm start": "w/o SVD init"}}  # in the ledgers: shown
