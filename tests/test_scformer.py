@@ -17,7 +17,7 @@ import torch
 from scib.metrics import silhouette
 from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy, with_value
 
-from scformer_nb import data, scformer
+from scformer_nb import data, embedding, hvg, scformer
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
@@ -62,7 +62,7 @@ def test_a_file_read_in_parts_gives_the_same_model(form, tmp_path, monkeypatch):
     given = [(CELLS, None), (tmp_path / "x.h5ad", None), (str(tmp_path / "x.h5ad"), "raw")]
     made = [model(source, layer=layer) for source, layer in given]
     monkeypatch.setattr(data, "PART", 16)
-    monkeypatch.setattr(data, "LARGE", 30)
+    monkeypatch.setattr(hvg, "LARGE", 30)
     made += [model(source, layer=layer) for source, layer in given]
     for other in made[1:]:
         assert same(made[0], other) and (made[0].cells.counts != other.cells.counts).nnz == 0
@@ -79,7 +79,7 @@ def test_what_a_network_starts_from_is_a_sample(monkeypatch):
 
 def test_an_unseen_batch_at_the_end_of_a_backed_file_is_said_first(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "PART", 16)
-    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr(embedding, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     toy(batch=["batch_0"] * 59 + ["lab 7"]).write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(ValueError, match="not seen in training: lab 7"):
         model(recipe=DSBN).embed_cells(anndata.read_h5ad(tmp_path / "x.h5ad", backed="r"))
@@ -90,7 +90,7 @@ def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypa
     names = [*CELLS.var_names, *(f"extra_{i}" for i in range(1940))]
     anndata.AnnData(more, var=pd.DataFrame(index=names)).write_h5ad(tmp_path / "x.h5ad")
     monkeypatch.setattr(data, "PART", 500)
-    monkeypatch.setattr(scformer, "embed_tokens", lambda network, cells: np.ones((len(cells), 16), np.float32))
+    monkeypatch.setattr(embedding, "embed_tokens", lambda network, cells: np.ones((len(cells), 16), np.float32))
     backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
     tracemalloc.start()
     trained.embed_cells(backed)
@@ -372,7 +372,7 @@ def test_annotate_replaces_what_is_its_own_and_nothing_else(trained, monkeypatch
     given.obsm["X_scformer"] = np.zeros((60, 3))  # an embedding of an older model
     trained.annotate(given)
     trained.annotate(given)
-    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr(embedding, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     for place, value in (("uns", "mine"), ("obsm", pd.DataFrame({"a": range(60)}, given.obs_names))):
         other = toy()
         getattr(other, place)["scformer" if place == "uns" else "X_scformer"] = value
