@@ -23,11 +23,12 @@ from anndata import AnnData
 from threadpoolctl import threadpool_limits
 
 from .datasets import DATASETS, load
+from .embedding import least_share
 from .io import hint, nearest_name, write_bytes, write_text
 from .mapping import Reference
 from .model_files import FACTS_FILE, MODELS, damaged, find_model, model_file
 from .model_files import read_facts, shipped_models, write_model
-from .scformer import ScFormer, least_share, model_facts
+from .scformer import ScFormer, model_facts
 
 # %% ../nbs/14b_shipped.ipynb #0568ba0e
 @dataclass(frozen=True)
@@ -177,10 +178,12 @@ def load_reference(
 
 # %% ../nbs/14b_shipped.ipynb #678981f7
 def label_columns(
-    reference: Reference, # of `load_reference`
+    reference: Reference | None, # of `load_reference`; None: no labels are wanted
     Z: np.ndarray, # (cells, dims) embedded by its model
 ) -> dict[str, object]: # column of obs: (cells,) values
     "Labels and confidences under the names that `Reference.transform` writes."
+    if reference is None:
+        return {}
     table = reference.transfer(Z)
     return {"scformer_label": table["label"].array,
         "scformer_confidence": table["confidence"].to_numpy()}

@@ -13,10 +13,10 @@ import torch
 import scformer_nb as scf
 from scformer_nb import model_files, shipped
 from scformer_nb.model_files import find_model, shipped_models
+from scformer_nb.recipe import DEFAULT
 from scformer_nb.scformer import ScFormer
 from scformer_nb.shipped import PLANS, REFERENCE_FILE, Labelled, load_reference, read_labelled, write_labelled
 from scformer_nb.simulate import simulate
-from scformer_nb.training import DEFAULT
 
 LEDGER = notebooks.ROOT / "figures/new_study.jsonl"
 per_model = pytest.mark.parametrize("name", sorted(PLANS))
