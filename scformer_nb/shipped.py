@@ -135,12 +135,13 @@ def facts_digest(folder: Path) -> str:
 
 def write_labelled(folder: Path, cells: Labelled) -> None: # beside a saved model
     "Write the labelled cells, their numbers in 16 bits."
-    said = {FACTS_FILE: facts_digest(folder)}
+    about = {FACTS_FILE: facts_digest(folder)}
     tensors = {"embedding": torch.from_numpy(cells.embedding).half()}
     for column in ("labels", "studies"):
         names, codes = np.unique(getattr(cells, column), return_inverse=True)
         tensors[column] = torch.from_numpy(codes.astype(np.uint8))
-        said[column] = json.dumps(names.tolist())
+        about[column] = names.tolist()
+    said = {"about": json.dumps(about)} # of several entries the order would be random
     write_bytes(folder / REFERENCE_FILE, safetensors.torch.save(tensors, said))
 
 # %% ../nbs/14b_shipped.ipynb #60b2a73b
@@ -154,15 +155,15 @@ def read_labelled(folder: Path, n_dims: int) -> Labelled: # a saved model, and i
     try:
         with safetensors.safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name).numpy() for name in opened.keys()}
-            said = opened.metadata() or {}
-        names = {column: np.array(json.loads(said[column])) for column in ("labels", "studies")}
+            about = json.loads((opened.metadata() or {})["about"])
+        names = {column: np.array(about[column]) for column in ("labels", "studies")}
         Z, codes = tensors["embedding"].astype(np.float32), {c: tensors[c] for c in names}
         found = {column: names[column][codes[column]] for column in names}
     except (safetensors.SafetensorError, ValueError, LookupError, TypeError) as e:
         raise damaged(folder, f"{REFERENCE_FILE}: {e}") from e
-    sizes = {len(column) for column in found.values()} | {len(Z)}
-    whole = len(sizes) == 1 and Z.shape[1:] == (n_dims,) and np.isfinite(Z).all()
-    if not whole or said.get(FACTS_FILE) != facts_digest(folder):
+    fits = all(column.shape == Z.shape[:1] for column in found.values())
+    whole = fits and Z.shape[1:] == (n_dims,) and np.isfinite(Z).all()
+    if not whole or about.get(FACTS_FILE) != facts_digest(folder):
         raise damaged(folder, f"{REFERENCE_FILE} does not belong to its model")
     return Labelled(Z, **found)
 
@@ -273,7 +274,8 @@ def shipped_card(
     facts, plan = lasting_facts(model), find_plan(name)
     last, versions = facts["history"][-1], dict(facts["versions"])
     losses = ", ".join(f"{key} {value:.4g}" for key, value in last.items() if "loss" in key)
-    return CARD.format(name=name, title=plan.title, model=model, version=versions["scformer_nb"],
+    return CARD.format(name=name, title=plan.title, version=versions["scformer_nb"],
+        cells=model.settings["n_cells"], n_studies=len(plan.studies), latent=model.recipe.latent,
         studies=describe_studies(name, model), labels=", ".join(labels),
         checks=describe_checks(name, ledger), notes="\n".join(f"- {note}" for note in plan.notes),
         least=least_share(model.settings, model.vocab), genes=len(model.vocab.genes),
