@@ -230,7 +230,8 @@ def write_shipped(
 def table_of(rows: list[dict]) -> str: # a column per key
     "Rows as a Markdown table; numbers with three decimals."
     def shown(value):
-        return f"{value:.3f}" if isinstance(value, float) else str(value).replace("|", "/")
+        text = "" if value is None else str(value).replace("|", "/")
+        return f"{value:.3f}" if isinstance(value, float) else text
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join("| " + " | ".join(map(shown, line)) + " |" for line in lines)
 
@@ -257,7 +258,7 @@ def describe_checks(name: str, ledger: Path) -> str: # Markdown
         if x["option"] == "all cells" and x["dataset"] in find_plan(name).checks
         and x["method"] in ("zero-shot", "PCA")}
     return table_of([{"new study": dataset, "method": method}
-        | {shown: found[dataset, method].get(key, "") for key, shown in SCORES.items()}
+        | {shown: found[dataset, method].get(key) for key, shown in SCORES.items()}
         for dataset, method in sorted(found)]) if found else "Not measured."
 
 # %% ../nbs/14b_shipped.ipynb #9666ca4e
