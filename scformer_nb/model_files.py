@@ -110,8 +110,8 @@ def find_model(
     if str(folder) in shipped:
         return MODELS / str(folder)
     near = nearest_name(str(folder), shipped) if path.name == str(folder) else ""
-    raise FileNotFoundError(f"{folder} holds no saved model: there is no such folder, and no "
-                            f"model of this name ships{near}")
+    raise FileNotFoundError(f"{folder} holds no saved model: {FACTS_FILE} is missing, and no model "
+                            f"of this name ships{near}")
 
 # %% ../nbs/A3_model_files.ipynb #234d637a
 def model_file(folder: Path, name: str) -> Path:
