@@ -50,8 +50,15 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_resolutions "cortex pbmc3k pbmc4k"; \
 	for d in pancreas_3studies pbmc_3chem; do $(BIN)/papermill nbs/*_exp_resolutions.ipynb out/exp_resolutions_$$d.ipynb \
 		-p dataset $$d -p batch_key batch -p full True -p out figures --log-output; done; \
+	page exp_new_study "kang_pbmc pbmc3k"; \
+	$(BIN)/papermill nbs/*_exp_new_study.ipynb out/new_study_pancreas.ipynb -p dataset pancreas_baron_human \
+		-p model human_pancreas -p full True -p out figures --log-output; \
 	page exp_perturbation "simulated papalexi norman"; \
 	page exp_cross_species "simulated cortex pancreas pbmc"
+
+models: $(VENV)/.core ## train the models that ship again, from registered data (some minutes on one thread)
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -c "from scformer_nb.shipped import PLANS, ship; \
+	[print(ship(name, 'scformer_nb/models')) for name in PLANS]"
 
 bench: $(VENV)/.baselines ## measure speed in full; tables in out/benchmark (an hour or two)
 	@mkdir -p out
@@ -112,4 +119,4 @@ $(VENV)/.baselines: $(VENV)/.core
 	@$(PIP) -e '.[baselines]'
 	@touch $@
 
-.PHONY: help demo test test-fast experiments bench env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast experiments models bench env hooks outputs readme docs lint sbom clean

@@ -35,7 +35,7 @@ setup(
     license="MIT",
     keywords=cfg["keywords"],
     packages=find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]),
-    package_data={cfg["lib_name"]: ["templates/*/*"]},
+    package_data={cfg["lib_name"]: ["templates/*/*", "models/*/*"]},
     cmdclass={"build_py": WithPages},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
         embedding, experiment, gene_names, gene_space, h5ad, heads, hub, hvg, io, ledger, mapping, metrics,
         model, model_files, perturbation, perturbation_files, perturbation_models, perturbation_network, plots,
         pretrained, readers, recipe, report, runner, runs, saucie, scformer, score_card, screen_scores, screens,
-        simulate, studies, svd_init, taxonomy, tokens, training, trees, wasserstein, writable,
+        shipped, simulate, studies, svd_init, taxonomy, tokens, training, trees, wasserstein, writable,
     )
     from .datasets import load
     from .scformer import ScFormer
@@ -22,8 +22,8 @@ __all__ = [
     "datasets", "effects", "embedding", "experiment", "gene_names", "gene_space", "h5ad", "heads", "hub", "hvg",
     "io", "ledger", "load", "mapping", "metrics", "model", "model_files", "perturbation", "perturbation_files",
     "perturbation_models", "perturbation_network", "plots", "pretrained", "readers", "recipe", "report", "runner",
-    "runs", "saucie", "scformer", "score_card", "screen_scores", "screens", "simulate", "studies", "svd_init",
-    "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
+    "runs", "saucie", "scformer", "score_card", "screen_scores", "screens", "shipped", "simulate", "studies",
+    "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 
 _SHORT = {"ScFormer": "scformer", "load": "datasets"}  # names of modules that can be had from the package itself

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Data', 'Studies', 'Run', 'NewFolder', 'BatchKey', 'Layer', 'Seed', 'Resume', 'Epochs', 'AsJson', 'Given',
            'Quick', 'Folder', 'perturb', 'is_watched', 'say', 'explain', 'show_once', 'report_errors', 'datasets',
-           'genes', 'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
+           'genes', 'fit', 'embed', 'models', 'evaluate', 'perturb_fit', 'perturb_predict', 'run', 'compare_species',
+           'demo']
 
 # %% ../nbs/52_cli.ipynb #b5a57818
 import json
@@ -127,7 +128,7 @@ _DATA = "An .h5ad with raw counts, or a name of `scformer datasets`."
 _FOLDER = "Folder for the report, out/PAGE if none; a run of the same page in it is continued."
 Data = _argument(str, _DATA, "DATA")
 Studies = _argument(list[str], f"{_DATA} Several: studies of one model.", "DATA...")
-Run = _argument(Path, "Folder of a fitted model.", "RUN")
+Run = _argument(Path, "Folder of a fitted model, or a name of `scformer models`.", "RUN")
 NewFolder = _option(Path, "New folder for the model.", "-o", "--out")
 BatchKey = _option(str | None, "Column of obs with the sequencing batch; none: a study is one.")
 Layer = _option(str | None, "Layer with raw counts; none: X.")
@@ -180,13 +181,13 @@ def fit(
         "none: as many as the recipe needs.", min=1) = None,
     n_hvg: _option(int, "Highly variable genes to use.", min=2) = 1200,
     preset: _option(Literal["default", "paper"], "Our recipe, or the paper's.") = "default",
-    pretrained: _option(Path | None, "Begin as this fitted model ended, with its genes, and train "
-        "for a third of the steps.", "--from", metavar="RUN") = None,
+    pretrained: _option(Path | None, "Begin as this fitted model, or one of `scformer models`, "
+        "ended, with its genes, and train for a third of the steps.", "--from", metavar="RUN") = None,
     seed: Seed = 0, resume: Resume = False,
     accelerator: _option(Literal["auto", "cpu", "gpu", "mps"], "Where to compute.") = "auto",
     devices: _option(int, "Processes or GPUs.", min=1) = 1,
 ):
-    "Train a model on the cells of a study, or of several that may have measured different genes."
+    "Train a model on the cells of a study, or pretrain one on several with different genes."
     scf.runs.check_run_folder(out, resume)
     if pretrained:
         if len(data) > 1 or preset == "paper":
@@ -202,26 +203,48 @@ def fit(
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4
-@_command("embed run new.h5ad -o new_embedded.h5ad")
+@_command("embed human_blood new.h5ad --labels -o new_embedded.h5ad")
 def embed(
     run: Run, data: Data,
     out: _option(Path, "New .h5ad: DATA with the embedding in obsm['X_scformer'].", "-o", "--out"),
     layer: _option(str | None, "Layer with raw counts; X: X; none: as in training.") = None,
     unseen_batch: _option(Literal["error", "mean"],
         "Batches new to a model of the paper preset.") = "error",
+    labels: _option(bool, "Types of cells too, in obs['scformer_label'], with a confidence; of a "
+        "model that ships.", "--labels") = False,
 ):
-    "Embed cells, those of training or new ones, with a fitted model."
+    "Embed cells, those of training or new ones, with a fitted model or one that ships."
     _check_new_file(out, ".h5ad")
-    model, how = scf.ScFormer.load(run), (unseen_batch, layer if layer is None else layer or "X")
+    reference = scf.shipped.load_reference(run) if labels else None
+    model = reference.model if reference else scf.ScFormer.load(run)
+    how = unseen_batch, layer if layer is None else layer or "X"
     with scf.datasets.open_cells(data) as adata:
         if data in scf.datasets.DATASETS:
             scf.writable.check_writable(adata)
             model.annotate(adata, *how)
+            columns = scf.shipped.label_columns(reference, adata.obsm["X_scformer"])
+            adata.obs = adata.obs.assign(**columns)
             scf.writable.write_h5ad(adata, out)
         else:
-            scf.writable.check_places(Path(data))
-            scf.writable.copy_h5ad(Path(data), out, model.annotations(adata, *how))
+            scf.writable.check_places(Path(data), labels)
+            added = model.annotations(adata, *how)
+            columns = scf.shipped.label_columns(reference, added["obsm/X_scformer"])
+            added |= {f"obs/{name}": values for name, values in columns.items()}
+            scf.writable.copy_h5ad(Path(data), out, added)
     say(str(out))
+
+# %% ../nbs/52_cli.ipynb #3d7bf79f
+@_command("models human_blood")
+def models(
+    name: _argument(str | None, "One of them, to read its card.", "MODEL") = None,
+    as_json: AsJson = False,
+):
+    "List the models that ship, or show the card of one."
+    table = scf.shipped.models()
+    if name is not None:
+        scf.shipped.find_plan(name)
+        return say((scf.model_files.find_model(name) / "README.md").read_text("utf-8"))
+    say(table.to_json(orient="index", indent=1) if as_json else table.to_string())
 
 # %% ../nbs/52_cli.ipynb #c8cd8265
 def _library_size(adata): # AnnData; (cells,), None where nothing says it

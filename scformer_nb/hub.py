@@ -47,7 +47,8 @@ def describe_training(history: pd.DataFrame, latent: int) -> str:
         return "Not trained."
     last, best = len(history) - 1, int(history.get("valid_mgm", history["valid_loss"]).argmin())
     rows = history.iloc[sorted({0, last if latent else best, last})]
-    rows = rows.drop(columns=["seconds", "cells_per_second"]).astype({"epoch": object})
+    rows = rows.drop(columns=["seconds", "cells_per_second"], errors="ignore")
+    rows = rows.astype({"epoch": object})
     of_best = f"epoch {best + 1}, which has the lowest validation loss"
     table = markdown_table(list(rows), rows.to_numpy().tolist())
     kept = "the last" if latent else of_best

@@ -83,10 +83,14 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
         adata.write_h5ad(file)
 
 # %% ../nbs/A4_writable.ipynb #4abfd216
-def check_places(path: Path) -> None:
+def check_places(
+    path: Path, # an .h5ad
+    labels: bool = False, # whether columns of obs are written too
+) -> None:
     "Raises ValueError where an .h5ad has something else under the names that `embed` writes."
     kinds = {"obsm": h5py.Group, "varm": h5py.Group, "uns": h5py.Group,
         "obsm/X_scformer": h5py.Dataset, "uns/scformer": h5py.Group}
+    kinds |= {"obs": h5py.Group} if labels else {} # a table of anndata before 0.7 is none
     with h5py.File(path) as file:
         for name, kind in kinds.items():
             if not isinstance(file.get(name), kind | None):
@@ -97,7 +101,7 @@ def check_places(path: Path) -> None:
 def copy_h5ad(
     source: Path, # an .h5ad; not changed
     path: Path, # the new file
-    added: dict[str, object], # "obsm/name": what is written there, instead of what is there
+    added: dict[str, object], # "obsm/name", "obs/column": what is written there
 ) -> None:
     "Copy and add, whole or not at all. Raises FileExistsError, OSError where there is no space."
     room = 2**20 + 2 * sum(getattr(value, "nbytes", 0) for value in added.values())
@@ -107,6 +111,10 @@ def copy_h5ad(
             os.posix_fallocate(file.fileno(), 0, new.stat().st_size + room)
         with h5py.File(new, "r+") as file:
             for name, value in added.items():
-                group = file.require_group(name.split("/")[0])
-                group.pop(name.split("/")[1], None)
-                write_elem(group, name.split("/")[1], value)
+                where, name = name.split("/")
+                group = file.require_group(where)
+                group.pop(name, None)
+                write_elem(group, name, value)
+                if where == "obs":
+                    columns = dict.fromkeys([*group.attrs["column-order"], name])
+                    group.attrs["column-order"] = list(columns)
