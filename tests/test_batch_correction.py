@@ -8,6 +8,12 @@ import torch
 from scformer_nb.batch_correction import BatchShift, correct_batches
 
 
+@pytest.fixture(scope="module", autouse=True)
+def correction():
+    "All of its steps here."
+    assert BatchShift.steps == 1000
+
+
 def clouds(per=60, types=4, batches=2, seed=0, shift=2.0):
     "Types far apart; each batch moves each type its own way. (cells, 8), types, batches"
     rng = np.random.default_rng(seed)

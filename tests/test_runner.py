@@ -12,6 +12,7 @@ import notebooks  # tools/notebooks.py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import warm
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from scformer_nb import io, runner
@@ -57,7 +58,8 @@ def toy(tmp_path):
 def run_toy(toy, scformer, monkeypatch):
     "scformer run toy ..."
     monkeypatch.setattr(runner, "pages", lambda: {"toy": toy})
-    return lambda *args, code=0: scformer("run", "toy", *args, code=code)
+    with warm.kernels():
+        yield lambda *args, code=0: scformer("run", "toy", *args, code=code)
 
 
 def left(folder):
@@ -268,7 +270,8 @@ def test_a_quick_run_of_a_real_page_leaves_a_report(scformer, tmp_path, monkeypa
     (tmp_path / "scvi/__init__.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(notebooks.ROOT)]))
     monkeypatch.setenv("PATH", str(notebooks.BIN))  # no Rscript
-    out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "methods=PCA,scVI", "-o", tmp_path / "out")
+    with warm.kernels():
+        out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "methods=PCA,scVI", "-o", tmp_path / "out")
     report = (tmp_path / "out/report.html").read_text()
     assert "scFormer" in out and out.rstrip().endswith("report.html") and said == ""
     assert "a quick look" in report and "pbmc68k_reduced: 700 cells, 765 genes, 10 cell types (cell_type)" in report
