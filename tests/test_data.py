@@ -340,6 +340,7 @@ def test_selection_within_batches_ignores_batch_effects():
     assert share[0] > 0.7 and share[1] < share[0] / 2, share
 
 
+@pytest.mark.slow
 def test_genes_too_few_for_loess_do_not_kill_the_process():
     code = ("from scformer_nb import data; from scformer_nb.simulate import simulate; import warnings; warnings.simplefilter('ignore')\n"
             "for n, g in ((300, 3), (2, 200), (60, 20)):\n"

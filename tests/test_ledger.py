@@ -79,6 +79,7 @@ for seed in range(50):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_append(tmp_path):
     workers = [warm.Popen([sys.executable, "-c", APPEND, tmp_path / "x.jsonl", who]) for who in ("PCA", "HVG")]
     assert [w.wait(120) for w in workers] == [0, 0]

@@ -206,6 +206,7 @@ def test_genes_without_symbols_are_noted(cells):
     assert "genes go by names such as ENSG00000000000;" in runner.inspect_data(str(cells), values, params)[1][0]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp_path):
     run_toy(cells, "-o", tmp_path / "run")
     numbers = (tmp_path / "run/metrics.json").read_bytes()
@@ -217,6 +218,7 @@ def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp
 
 # ---- a page that fails, is killed, and is continued
 
+@pytest.mark.slow
 def test_a_page_that_fails_leaves_the_cell_and_the_reason(run_toy, cells, tmp_path):
     out, said = run_toy(cells, "-p", "n=2", "-o", tmp_path / "out", code=1)
     assert not out and "error: the page failed in cell 5 (The runs): ValueError: no more; the page so far is" in said
@@ -234,6 +236,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_run_takes_its_kernel_along_and_is_continued(toy, run_toy, cells, tmp_path):
     folder, pid = tmp_path / "a {folder} %s", tmp_path / "a {folder} %s/work/pid"
@@ -265,6 +268,7 @@ def test_a_killed_run_takes_its_kernel_along_and_is_continued(toy, run_toy, cell
     assert "computed 0" in (folder / "toy.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_a_real_page_leaves_a_report(scformer, tmp_path, monkeypatch):
     (tmp_path / "scvi").mkdir()
     (tmp_path / "scvi/__init__.py").write_text("raise ImportError('not here')")

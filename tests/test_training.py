@@ -301,6 +301,7 @@ except (ValueError, FileExistsError) as e:
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_in_one_folder_one_is_refused(tmp_path):
     "They start together; the other one ends with a clear error, and the files are those of one run."
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[1])}
@@ -593,6 +594,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
 LAUNCHERS = {"by itself": [], "by torchrun": TORCHRUN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_train_one_model(tmp_path, launcher):
     "With and without batches, as the paper: heads that are off must not keep the processes waiting for each other."

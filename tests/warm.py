@@ -2,7 +2,9 @@
 
 Each is a process of its own and a child of the test, with its own arguments, environment, files, signals and exit code;
 only the imports, some ten seconds of a core, are paid once. What proves that a plain start works stays with subprocess.
+A test that uses it is marked slow, so that `make test-fast` does not pay for the first process.
 """
+import atexit
 import ctypes
 import gc
 import importlib
@@ -25,12 +27,13 @@ SUBREAPER = 36  # of prctl: orphans among the descendants become children of thi
 
 @cache
 def server():
-    "The socket of the process that forks; it ends when the socket does."
+    "The socket of the process that forks, which ends when this one does."
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ctypes.CDLL(None).prctl(SUBREAPER, 1)
     env = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     words = [sys.executable, "-P", __file__, str(theirs.fileno())]
-    subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+    atexit.register(lambda: (process.kill(), process.wait()))
     theirs.close()
     return ours
 
