@@ -73,6 +73,7 @@ def kernels():
 
 def prepare():
     "Import what tests and pages import, and compile UMAP; no thread may run afterwards."
+    os.environ["JPY_PARENT_PID"] = str(os.getppid())  # with which a kernel ends; read when ipykernel is imported
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
     for name in ("ipykernel.kernelapp", "lightning.fabric", "matplotlib.pyplot", "scanpy", "umap"):
         importlib.import_module(name)
