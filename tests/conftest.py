@@ -17,7 +17,7 @@ from scformer_nb.screens import prepare_screen, split_perturbations, training_ce
 from scformer_nb.simulate import simulate, simulate_perturbations
 
 SLOW = Path(__file__).with_name("slow.txt")
-SECONDS = 2  # what a fast test may take, alone on a core
+SECONDS = 1  # what a fast test may take, alone on a core
 seconds = defaultdict(float)
 
 
