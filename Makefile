@@ -1,7 +1,8 @@
 # Two commands: `make demo` and `make test`; `make test-fast` for every edit. settings.ini says what is installed, constraints.txt in which version.
 VENV := .venv
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports when it first does: compiling all of it took a minute
+PIP = $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c constraints.txt
 TOOL = $(BIN)/python tools/notebooks.py
 # the first Python that is new enough and can make environments; name another with make PYTHON=...
 PYTHON = $(or $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -29,7 +30,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	@test -n "$$SCFORMER_DATA_DIR" || echo "SCFORMER_DATA_DIR names no folder: what needs a download is skipped"
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
 	$(SAY) the tests
-	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.dev ## for every edit, in about a minute: sync, style, one page, the fast tests
 	@$(TOOL) check
@@ -95,28 +96,32 @@ clean: ## remove the environment and what tools leave behind; out/ stays
 	rm -rf $(VENV) build dist _docs docs/pages docs/api *.egg-info .pytest_cache .hypothesis .ruff_cache
 	find nbs scformer_nb tests tools -name __pycache__ -prune -exec rm -rf {} +
 
-$(VENV)/.core: settings.ini setup.py constraints.txt
+INSTALLED = settings.ini setup.py constraints.txt | $(BIN)/python
+
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("scformer_nb needs Python 3.11 or newer, and \
 	$(PYTHON) is %d.%d. Install a newer one, or name it: make PYTHON=/path/to/python3.11" % v[:2])'
-	$(SAY) making $(VENV) with $(PYTHON) and installing the tested versions, torch first, some 2 minutes
+	$(SAY) making $(VENV) with $(PYTHON)
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) $(shell grep '^torch==' constraints.txt)
+
+$(VENV)/.core: $(INSTALLED)
+	$(SAY) installing the tested versions, some 2 minutes
 	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.baselines
-	$(SAY) installing what notebooks and tests need, some 1 minute
-	@$(PIP) -e '.[dev]'
-	@touch $@
-
-$(VENV)/.docs: $(VENV)/.core
-	$(SAY) installing what the documentation needs, some 20 seconds
-	@$(PIP) -e '.[docs]'
-	@touch $@
-
-$(VENV)/.baselines: $(VENV)/.core
-	$(SAY) installing Harmony, scVI and CONCORD, some 2 minutes
+$(VENV)/.baselines: $(INSTALLED)
+	$(SAY) installing Harmony, scVI and CONCORD too, some 2 minutes
 	@$(PIP) -e '.[baselines]'
-	@touch $@
+	@touch $(VENV)/.core $@
+
+$(VENV)/.dev: $(INSTALLED)
+	$(SAY) installing all that notebooks and tests need, in one go, some 2 minutes
+	@$(PIP) -e '.[baselines,dev]'
+	@touch $(VENV)/.core $(VENV)/.baselines $@
+
+$(VENV)/.docs: $(INSTALLED)
+	$(SAY) installing what the documentation needs too, some 20 seconds
+	@$(PIP) -e '.[docs]'
+	@touch $(VENV)/.core $@
 
 .PHONY: help demo test test-fast experiments models bench env hooks outputs readme docs lint sbom clean

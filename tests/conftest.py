@@ -2,19 +2,22 @@
 import os
 import shutil
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+import warm
 from typer.testing import CliRunner
 
 from scformer_nb import cli
+from scformer_nb.batch_correction import BatchShift
 from scformer_nb.screens import prepare_screen, split_perturbations, training_cells
 from scformer_nb.simulate import simulate, simulate_perturbations
 
 SLOW = Path(__file__).with_name("slow.txt")
-SECONDS = 2  # what a fast test may take, alone on a core
+SECONDS = 1  # what a fast test may take, alone on a core
 seconds = defaultdict(float)
 
 
@@ -30,8 +33,10 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     slow = set(SLOW.read_text().split())
     for item in items:
-        if name(item.nodeid) in slow:
+        if name(item.nodeid) in slow or "run_page" in item.fixturenames:
             item.add_marker("slow")
+    weight = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -weight[item.path])  # long files first, so that no process waits for the other at the end
 
 
 def pytest_runtest_logreport(report):
@@ -48,6 +53,13 @@ def pytest_sessionfinish(session):
     SLOW.write_text("".join(f"{test}\n" for test in sorted(kept)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def correction():
+    "The layer of the batch correction learns in 50 steps instead of 1,000, which toy models do not need and each would pay."
+    with mock.patch.object(BatchShift, "steps", 50):
+        yield
+
+
 @pytest.fixture
 def scformer():
     "The command in this process: stdout, and stderr as one line; the exit code is held to what is expected."
@@ -56,6 +68,14 @@ def scformer():
         assert done.exit_code == code, (done.output, done.exception)
         return done.stdout, " ".join(done.stderr.split())
     return call
+
+
+@pytest.fixture
+def run_page():
+    "Execute a page in a folder, in a kernel that starts warm: run_page(PAGE, tmp_path, **parameters)."
+    from test_pages import run
+    with warm.kernels():
+        yield run
 
 
 @pytest.fixture

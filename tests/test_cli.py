@@ -1,7 +1,6 @@
 """The command as a shell sees it: help, exit codes, bad input, what an installed package carries."""
 import json
 import os
-import resource
 import subprocess
 import sys
 
@@ -10,12 +9,14 @@ import notebooks  # tools/notebooks.py
 import numpy as np
 import pytest
 import typer
+import warm
 from typer.testing import CliRunner
 
 from scformer_nb import cli
 from scformer_nb.datasets import load
 from scformer_nb.simulate import simulate
 
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"  # as if a disk had that much room
 COMMANDS = ["datasets", "fit", "embed", "evaluate", "perturb fit", "perturb predict", "run", "compare-species", "demo"]
 
 
@@ -145,14 +146,14 @@ def test_resume_where_there_is_something_else_writes_nothing(command, cells, scf
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["thesis.docx"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [20_000, 100_000])
 def test_a_full_disk_is_a_message_and_leaves_nothing(room, model, cells, tmp_path):
     "It is full when the file is copied, or when the embedding gets its place."
     assert 20_000 < cells.stat().st_size < 100_000
-    code = "from scformer_nb import cli; cli.app()"
+    code = f"{LIMIT.format(room)}; from scformer_nb import cli; cli.app()"
     words = ["embed", str(model), str(cells), "-o", str(tmp_path / "out.h5ad")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)))
+    done = warm.run([sys.executable, "-c", code, *words])
     assert (done.returncode, done.stdout) == (2, "") and "no space is left for it" in done.stderr
     assert done.stderr.count("\n") == 1 and [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
 
@@ -178,9 +179,10 @@ def test_embed_leaves_what_is_not_its_own(model, scformer, tmp_path, monkeypatch
     assert "uns/scformer of" in scformer("embed", model, tmp_path / "x.h5ad", "-o", tmp_path / "out.h5ad", code=2)[1]
 
 
+@pytest.mark.slow
 def test_two_embed_with_one_output(model, cells, tmp_path):
     words = [sys.executable, "-c", "from scformer_nb import cli; cli.app()", "embed", model, cells, "-o", tmp_path / "out.h5ad"]
-    both = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [warm.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode for process in both) in ([0, 2], [0, 0]) and "Traceback" not in "".join(said)
     assert sum("is there already" in text for text in said) == sum(process.returncode == 2 for process in both)

@@ -4,7 +4,6 @@ import notebooks  # tools/notebooks.py
 import numpy as np
 import pandas as pd
 import pytest
-from test_pages import run
 
 from scformer_nb.ledger import canonical, plain, read_lines
 from scformer_nb.saucie import method_settings
@@ -46,15 +45,15 @@ def test_the_stored_runs_are_those_of_todays_settings():
         assert {name: line["settings"].get(name) for name in asked} == asked, line["method"]
 
 
-def test_a_method_that_is_none_stops_the_page_before_it_trains(files, tmp_path):
+def test_a_method_that_is_none_stops_the_page_before_it_trains(files, tmp_path, run_page):
     with pytest.raises(Exception, match="methods: pca is none of"):
-        run(PAGE, tmp_path, **files, methods=["pca"], out=str(tmp_path / "out"))
+        run_page(PAGE, tmp_path, **files, methods=["pca"], out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
-def test_page_on_a_users_two_files(files, tmp_path):
+def test_page_on_a_users_two_files(files, tmp_path, run_page):
     methods, out = ["PCA", "CrossSpecies", "CrossSpecies, aligned", "Gromov-Wasserstein"], tmp_path / "out"
-    notebook = run(PAGE, tmp_path, **files, methods=methods, out=str(out))
+    notebook = run_page(PAGE, tmp_path, **files, methods=methods, out=str(out))
     lines = pd.read_json(out / "cross_species.jsonl", lines=True)
     assert set(lines.dataset) == {"fish_fly"} and set(lines.method) == set(methods)
     scores = lines.set_index(["method", "option"]).metrics["CrossSpecies", "own genes"]
@@ -68,15 +67,15 @@ def test_page_on_a_users_two_files(files, tmp_path):
     assert {tuple(t) for t in stored["CrossSpecies, own genes, types"]} > {("fish", "NA"), ("fly", "None"), ("fly", "1.0")}
 
 
-def test_without_a_tree_and_with_one_method(files, tmp_path):
+def test_without_a_tree_and_with_one_method(files, tmp_path, run_page):
     out = tmp_path / "out"
-    run(PAGE, tmp_path, **files | {"tree": ""}, methods=["CrossSpecies"], out=str(out))
+    run_page(PAGE, tmp_path, **files | {"tree": ""}, methods=["CrossSpecies"], out=str(out))
     scores = pd.read_json(out / "cross_species.jsonl", lines=True).metrics[0]
     assert "fish to fly" in scores and not any("level" in k for k in scores)
     assert len(list(out.glob("*.png"))) == len(FIGURES)
 
 
-def test_page_on_the_papers_atlases(tmp_path, monkeypatch):
+def test_page_on_the_papers_atlases(tmp_path, monkeypatch, run_page):
     "Small files in the published layouts: Allen's two csv tables, mousebrain.org's loom of genes x cells."
     rng, absent = np.random.default_rng(0), {"human": PERIPHERY, "mouse": []}
     atlas = simulate_species(MOUSE_BRAIN, absent, MOUSE_BRAIN_CELLS, n_cells=320, n_genes=60, seed=2)
@@ -99,7 +98,7 @@ def test_page_on_the_papers_atlases(tmp_path, monkeypatch):
             f[f"col_attrs/{key}"] = values.to_numpy().astype("S")
     monkeypatch.setenv("SCFORMER_DATA_DIR", str(tmp_path))
     methods, out = ["PCA", "CrossSpecies", "CrossSpecies, aligned"], tmp_path / "out"
-    run(PAGE, tmp_path, dataset="atlases", methods=methods, out=str(out))
+    run_page(PAGE, tmp_path, dataset="atlases", methods=methods, out=str(out))
     lines = pd.read_json(out / "cross_species.jsonl", lines=True)
     assert set(lines.dataset) == {"atlases"} and set(lines.method) == set(methods)
     scores = lines.set_index(["method", "option"]).metrics["CrossSpecies", "own genes"]

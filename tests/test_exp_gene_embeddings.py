@@ -4,7 +4,6 @@ import os
 
 import notebooks  # tools/notebooks.py
 import numpy as np
-import papermill as pm
 import pytest
 import scipy.sparse as sp
 
@@ -36,9 +35,9 @@ def said(nb):
 
 
 @pytest.mark.parametrize("label_key, batch_key", [("my_label", "plate"), ("", "")], ids=["labels", "no labels"])
-def test_own_file(own_file, tmp_path, label_key, batch_key):
+def test_own_file(own_file, tmp_path, label_key, batch_key, run_page):
     parameters = dict(dataset=str(own_file), layer="raw", out="results", label_key=label_key, batch_key=batch_key)
-    nb = pm.execute_notebook(PAGE, tmp_path / "done.ipynb", parameters, cwd=tmp_path, kernel_name="python3", progress_bar=False)
+    nb = run_page(PAGE, tmp_path, **parameters)
     text, folder = said(nb), tmp_path / "results"
     lines = [json.loads(line) for line in (folder / "gene_embeddings.jsonl").read_text().splitlines()]
     assert {file.name for file in folder.iterdir()} > {"gene_embeddings_own_umap.png", "gene_embeddings_own_nearest.csv"}

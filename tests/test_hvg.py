@@ -1,6 +1,5 @@
 """Selection of genes, in memory and in parts: what the page 01c_hvg cannot hold."""
 import os
-import subprocess
 import sys
 import tracemalloc
 
@@ -8,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import warm
 from anndata import AnnData
 
 from scformer_nb import data, hvg
@@ -93,11 +93,12 @@ def test_selection_within_batches_ignores_batch_effects():
     assert share[0] > 0.7 and share[1] < share[0] / 2, share
 
 
+@pytest.mark.slow
 def test_genes_too_few_for_loess_do_not_kill_the_process():
     code = ("from scformer_nb import hvg; from scformer_nb.simulate import simulate; import warnings; warnings.simplefilter('ignore')\n"
             "for n, g in ((300, 3), (2, 200), (60, 20)):\n"
             "    print(hvg.preprocess(simulate(n, g, 1, 1), n_hvg=2, min_cells=1).uns['hvg'])")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = warm.run([sys.executable, "-c", code])
     assert done.returncode == 0 and done.stdout.count("'seurat'") == 3, done.stderr
 
 

@@ -1,6 +1,6 @@
 """The ledger against killed and concurrent runs, lines of something else, and recipes that grow; tables of runs."""
 import json
-import multiprocessing
+import sys
 import warnings
 from dataclasses import asdict, field, fields, make_dataclass
 
@@ -8,6 +8,7 @@ import notebooks  # tools/notebooks.py
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 
 from scformer_nb import ledger as ledger_module
 from scformer_nb.ledger import CARD, KEY, Ledger, canonical, mean_sd, read_line, results_table
@@ -68,17 +69,19 @@ def test_lines_of_something_else_are_counted_and_skipped(tmp_path, junk):
         assert len(ledger.table()) == 1
 
 
-def append_many(path, who):
-    ledger = Ledger(path)
-    for seed in range(50):
-        ledger.get_or_run("blobs", who, "x" * 3000, seed, {}, lambda seed=seed: {"AvgBIO": seed})
+APPEND = """
+import sys
+from scformer_nb.ledger import Ledger
+ledger = Ledger(sys.argv[1])
+for seed in range(50):
+    ledger.get_or_run("blobs", sys.argv[2], "x" * 3000, seed, {}, lambda: {"AvgBIO": seed})
+"""
 
 
+@pytest.mark.slow
 def test_two_processes_append(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=append_many, args=(tmp_path / "x.jsonl", who)) for who in ("PCA", "HVG")]
-    [w.start() for w in workers]
-    [w.join(120) for w in workers]
+    workers = [warm.Popen([sys.executable, "-c", APPEND, tmp_path / "x.jsonl", who]) for who in ("PCA", "HVG")]
+    assert [w.wait(120) for w in workers] == [0, 0]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = Ledger(tmp_path / "x.jsonl").table()

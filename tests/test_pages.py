@@ -32,16 +32,16 @@ def missing_data(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_page_runs_headless(page, tmp_path):
+def test_page_runs_headless(page, tmp_path, run_page):
     if missing := missing_data(page):
         pytest.skip(f"needs SCFORMER_DATA_DIR for {', '.join(sorted(missing))}")
     folders = {name: str(tmp_path / "results") for name in ("out", "output") if name in defaults(page)}
-    notebook = run(page, tmp_path, **folders)
+    notebook = run_page(page, tmp_path, **folders)
     assert folders and not notebook.metadata.papermill.exception
     assert any((tmp_path / "results").iterdir())
 
 
-def test_an_unknown_parameter_is_refused(tmp_path):
+def test_an_unknown_parameter_is_refused(tmp_path, run_page):
     with pytest.raises(KeyError, match="no parameter .'epochs'.; it has .'dataset', 'max_epochs', 'out'."):
-        run(notebooks.ROOT / "nbs/index.ipynb", tmp_path, epochs=3)
+        run_page(notebooks.ROOT / "nbs/index.ipynb", tmp_path, epochs=3)
     assert not any(tmp_path.iterdir())

@@ -12,6 +12,7 @@ import notebooks  # tools/notebooks.py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import warm
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from scformer_nb import io, runner
@@ -57,7 +58,8 @@ def toy(tmp_path):
 def run_toy(toy, scformer, monkeypatch):
     "scformer run toy ..."
     monkeypatch.setattr(runner, "pages", lambda: {"toy": toy})
-    return lambda *args, code=0: scformer("run", "toy", *args, code=code)
+    with warm.kernels():
+        yield lambda *args, code=0: scformer("run", "toy", *args, code=code)
 
 
 def left(folder):
@@ -204,6 +206,7 @@ def test_genes_without_symbols_are_noted(cells):
     assert "genes go by names such as ENSG00000000000;" in runner.inspect_data(str(cells), values, params)[1][0]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp_path):
     run_toy(cells, "-o", tmp_path / "run")
     numbers = (tmp_path / "run/metrics.json").read_bytes()
@@ -215,6 +218,7 @@ def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp
 
 # ---- a page that fails, is killed, and is continued
 
+@pytest.mark.slow
 def test_a_page_that_fails_leaves_the_cell_and_the_reason(run_toy, cells, tmp_path):
     out, said = run_toy(cells, "-p", "n=2", "-o", tmp_path / "out", code=1)
     assert not out and "error: the page failed in cell 5 (The runs): ValueError: no more; the page so far is" in said
@@ -232,6 +236,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_run_takes_its_kernel_along_and_is_continued(toy, run_toy, cells, tmp_path):
     folder, pid = tmp_path / "a {folder} %s", tmp_path / "a {folder} %s/work/pid"
@@ -263,12 +268,14 @@ def test_a_killed_run_takes_its_kernel_along_and_is_continued(toy, run_toy, cell
     assert "computed 0" in (folder / "toy.ipynb").read_text()
 
 
+@pytest.mark.slow
 def test_a_quick_run_of_a_real_page_leaves_a_report(scformer, tmp_path, monkeypatch):
     (tmp_path / "scvi").mkdir()
     (tmp_path / "scvi/__init__.py").write_text("raise ImportError('not here')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(notebooks.ROOT)]))
     monkeypatch.setenv("PATH", str(notebooks.BIN))  # no Rscript
-    out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "methods=PCA,scVI", "-o", tmp_path / "out")
+    with warm.kernels():
+        out, said = scformer("run", "clustering", "pbmc68k_reduced", "--quick", "-p", "methods=PCA,scVI", "-o", tmp_path / "out")
     report = (tmp_path / "out/report.html").read_text()
     assert "scFormer" in out and out.rstrip().endswith("report.html") and said == ""
     assert "a quick look" in report and "pbmc68k_reduced: 700 cells, 765 genes, 10 cell types (cell_type)" in report

@@ -21,10 +21,6 @@ def code_cells(page):
     return [cell for cell in nbformat.read(page, 4).cells if cell.cell_type == "code"]
 
 
-def test_nothing_is_out_of_sync():
-    assert notebooks.out_of_sync() == []
-
-
 def test_readme_code_can_be_pasted():
     source = "out = f(out, n=n)  # out and n stay here\nx.n('n')"
     assert notebooks.by_value(source, {"out": '"é"', "n": "1"}) == "out = f(\"é\", n=1)  # out and n stay here\nx.n('n')"

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 
 from scformer_nb import heads, training
 from scformer_nb.model import Block, Encoder, ValueEmbedding
@@ -281,9 +282,10 @@ def test_a_second_run_in_a_folder_is_refused(run, tmp_path, no_training):
 
 
 TWO_RUNS = """
-import sys
+import sys, warnings
 from dataclasses import replace
 from pathlib import Path
+warnings.simplefilter("ignore")
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.recipe import DEFAULT
@@ -299,12 +301,13 @@ except (ValueError, FileExistsError) as e:
 """
 
 
+@pytest.mark.slow
 def test_of_two_processes_in_one_folder_one_is_refused(tmp_path):
     "They start together; the other one ends with a clear error, and the files are those of one run."
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(training.__file__).parents[1])}
-    command, folder = [sys.executable, "-W", "ignore", "-c", TWO_RUNS], tmp_path / "run"
+    command, folder = [sys.executable, "-c", TWO_RUNS], tmp_path / "run"
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    runs = [subprocess.Popen([*command, str(folder), "40"], env=env, **pipes) for _ in range(2)]
+    runs = [warm.Popen([*command, str(folder), "40"], env=env, **pipes) for _ in range(2)]
     assert [run.stdout.readline() for run in runs] == ["ready\n"] * 2
     for run in runs:
         run.stdin.write("go\n")
@@ -558,6 +561,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
 LAUNCHERS = {"by itself": [], "by torchrun": TORCHRUN}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_train_one_model(tmp_path, launcher):
     "With and without batches, as the paper: heads that are off must not keep the processes waiting for each other."
@@ -565,7 +569,7 @@ def test_two_processes_train_one_model(tmp_path, launcher):
     env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(training.__file__).parents[1]), env.get("PYTHONPATH", "")])}
     command = [sys.executable, *LAUNCHERS[launcher], "script.py", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=170)
+    done = warm.run(command, cwd=tmp_path, env=env, timeout=170)
     assert done.returncode == 0 and done.stdout.count("came to its end") == 2, done.stderr[-3000:]
     for name, batch_key, recipe in (("batches", "batch", RECIPE), ("alone", None, RECIPE), ("paper", "batch", replace(PAPER, **SMALL))):
         loaded = ScFormer.load(tmp_path / name / "model")

@@ -62,6 +62,12 @@ def contents(short=False):
 
 def code(page):
     "The sources of a page's code cells."
+    return list(code_of(page, page.stat().st_mtime_ns))
+
+
+@cache
+def code_of(page, changed):
+    "The same of a file as it was when it `changed`; its pictures make it slow to read."
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
 
