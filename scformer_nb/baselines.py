@@ -67,7 +67,7 @@ def batch_names(
     "The batch of each cell. Raises KeyError or ValueError where counts or batches are missing."
     if "counts" not in adata.layers:
         raise KeyError("adata has no layer 'counts': "
-            "baselines take what scformer_nb.data.preprocess returns")
+            "baselines take what scformer_nb.hvg.preprocess returns")
     if batch_key is None:
         return np.full(adata.n_obs, "all")
     return read_column(adata, "batch_key", batch_key)

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'Data', 'Studies', 'Run', 'NewFolder', 'BatchKey', 'Layer', 'Seed', 'Resume', 'Epochs', 'AsJson', 'Given',
-           'Quick', 'Folder', 'LARGE', 'perturb', 'is_watched', 'say', 'explain', 'show_once', 'report_errors',
-           'datasets', 'file_image', 'write_h5ad', 'check_places', 'copy_h5ad', 'genes', 'fit', 'embed', 'evaluate',
-           'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
+           'Quick', 'Folder', 'perturb', 'is_watched', 'say', 'explain', 'show_once', 'report_errors', 'datasets',
+           'genes', 'fit', 'embed', 'evaluate', 'perturb_fit', 'perturb_predict', 'run', 'compare_species', 'demo']
 
 # %% ../nbs/52_cli.ipynb #b5a57818
 import json
 import os
-import shutil
 import sys
 import traceback
 import warnings
@@ -23,7 +21,7 @@ from typing import Annotated, Literal
 import typer
 
 import scformer_nb as scf
-from .io import check_free, nearest_name, new_file, speaking_shell
+from .io import check_free, moved, nearest_name, new_file, speaking_shell
 
 # %% ../nbs/52_cli.ipynb #4c2912a0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -159,63 +157,6 @@ def _check_new_file(out: Path, *suffixes: str) -> None:
     if not (place.is_dir() and os.access(place, os.W_OK)):
         raise PermissionError(f"cannot write to {place}; name another file with -o")
 
-# %% ../nbs/52_cli.ipynb #c43a5260
-LARGE = 2**30 # bytes of cells in memory from which on the file is not made in memory
-
-def file_image(adata) -> bytes:
-    "What an .h5ad of an AnnData holds, made in memory."
-    import h5py
-    from anndata.io import write_elem
-    adata.strings_to_categoricals()
-    with h5py.File("image", "w", driver="core", backing_store=False) as memory:
-        write_elem(memory, "/", adata)
-        memory.flush()
-        return memory.id.get_file_image()
-
-# %% ../nbs/52_cli.ipynb #db748985
-def write_h5ad(adata, path: Path) -> None:
-    "Write an .h5ad whole or not at all. Raises FileExistsError, OSError where there is no space."
-    size = adata.__sizeof__()
-    with new_file(path) as file:
-        if size < LARGE:
-            file.write_bytes(file_image(adata))
-            return
-        with open(file, "wb") as empty:
-            os.posix_fallocate(empty.fileno(), 0, size)
-        adata.write_h5ad(file)
-
-# %% ../nbs/52_cli.ipynb #4abfd216
-def check_places(path: Path) -> None:
-    "Raises ValueError where an .h5ad has something else under the names that `embed` writes."
-    import h5py
-    kinds = {"obsm": h5py.Group, "varm": h5py.Group, "uns": h5py.Group,
-        "obsm/X_scformer": h5py.Dataset, "uns/scformer": h5py.Group}
-    with h5py.File(path) as file:
-        for name, kind in kinds.items():
-            if not isinstance(file.get(name), kind | None):
-                raise ValueError(f"{name} of {path} is there already and is nothing that ScFormer "
-                    "writes; rename or remove it, or write the file anew with adata.write_h5ad")
-
-# %% ../nbs/52_cli.ipynb #d0de7c65
-def copy_h5ad(
-    source: Path, # an .h5ad; not changed
-    path: Path, # the new file
-    added: dict[str, object], # "obsm/name": what is written there, instead of what is there
-) -> None:
-    "Copy and add, whole or not at all. Raises FileExistsError, OSError where there is no space."
-    import h5py
-    from anndata.io import write_elem
-    room = 2**20 + 2 * sum(getattr(value, "nbytes", 0) for value in added.values())
-    with new_file(path) as new:
-        shutil.copyfile(source, new)
-        with open(new, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, new.stat().st_size + room)
-        with h5py.File(new, "r+") as file:
-            for name, value in added.items():
-                group = file.require_group(name.split("/")[0])
-                group.pop(name.split("/")[1], None)
-                write_elem(group, name.split("/")[1], value)
-
 # %% ../nbs/52_cli.ipynb #c3c161d9
 @_command("genes mine.h5ad --to symbol -o by_symbol.h5ad")
 def genes(
@@ -228,7 +169,7 @@ def genes(
     _check_new_file(out, ".h5ad")
     adata = scf.load(data)
     scf.writable.check_writable(adata)
-    write_h5ad(scf.gene_names.rename_genes(adata, to, species), out)
+    scf.writable.write_h5ad(scf.gene_names.rename_genes(adata, to, species), out)
     say(str(out))
 
 # %% ../nbs/52_cli.ipynb #e20b3003
@@ -254,7 +195,7 @@ def fit(
         cells = scf.load(data[0])
         model = scf.ScFormer.from_pretrained(pretrained, cells, batch_key, layer, seed=seed)
     else:
-        recipe = scf.training.PAPER if preset == "paper" else scf.training.DEFAULT
+        recipe = scf.recipe.PAPER if preset == "paper" else scf.recipe.DEFAULT
         cells = data[0] if len(data) == 1 else data
         model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
@@ -276,10 +217,10 @@ def embed(
         if data in scf.datasets.DATASETS:
             scf.writable.check_writable(adata)
             model.annotate(adata, *how)
-            write_h5ad(adata, out)
+            scf.writable.write_h5ad(adata, out)
         else:
-            check_places(Path(data))
-            copy_h5ad(Path(data), out, model.annotations(adata, *how))
+            scf.writable.check_places(Path(data))
+            scf.writable.copy_h5ad(Path(data), out, model.annotations(adata, *how))
     say(str(out))
 
 # %% ../nbs/52_cli.ipynb #c8cd8265
@@ -289,7 +230,7 @@ def _library_size(adata): # AnnData; (cells,), None where nothing says it
         return adata.obs["library_size"].to_numpy()
     try:
         with warnings.catch_warnings(action="ignore"):
-            return scf.data.library_size(scf.data.check_adata(adata))
+            return scf.hvg.library_size(scf.data.check_adata(adata))
     except ValueError:
         warnings.warn("X holds no raw counts and obs no library_size: depth_R2 is left out",
             stacklevel=2)
@@ -367,7 +308,7 @@ def perturb_predict(
             table.to_csv(file)
     else:
         change = (table - table.loc["control"]).to_numpy()
-        write_h5ad(AnnData(table, layers={"change": change}), out)
+        scf.writable.write_h5ad(AnnData(table, layers={"change": change}), out)
     say(str(out))
 
 # %% ../nbs/52_cli.ipynb #107e9193
@@ -435,3 +376,6 @@ def compare_species(
 def demo(out: _option(Path, "Folder for the results.", "-o", "--out") = Path("out/demo")):
     "Learn embeddings of 700 real blood cells and compare them with PCA."
     _run("clustering", ["pbmc68k_reduced"], out, ["methods=PCA,scFormer"])
+
+# %% ../nbs/52_cli.ipynb #bdef17b3
+__getattr__ = moved(__name__, "writable")

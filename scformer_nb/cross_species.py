@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from sklearn.decomposition import PCA, TruncatedSVD
 from torch import nn
 
-from .data import preprocess
+from .hvg import preprocess
 from .ledger import digest
 from .metrics import knn_graph
 from .model import Block

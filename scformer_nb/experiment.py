@@ -24,13 +24,14 @@ from matplotlib.figure import Figure
 
 import scformer_nb as scf
 from .baselines import BASELINES, DETERMINISTIC
-from .data import check_adata, library_size, preprocess
+from .data import check_adata
 from .datasets import load
+from .hvg import library_size, preprocess
 from .io import new_file
 from .ledger import Ledger, digest, run_all
 from .ledger import compare as compare_methods
 from .plots import OKABE_ITO, plot_history, plot_methods, save_figure, umap
-from .training import DEFAULT, PAPER, Recipe
+from .recipe import DEFAULT, PAPER, Recipe
 
 # %% ../nbs/13_experiment.ipynb #0c187277
 RECIPES = {"scFormer": DEFAULT, "scFormer (paper)": PAPER}

@@ -25,9 +25,9 @@ from .datasets import fetch
 from .experiment import Experiment
 from .metrics import nearest
 from .plots import OKABE_ITO, panel_grid, umap
+from .recipe import DEFAULT
 from .svd_init import gene_loadings
 from .tokens import read_gmt
-from .training import DEFAULT
 
 # %% ../nbs/15_gene_space.ipynb #74860305
 def find_markers(

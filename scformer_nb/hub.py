@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from . import __version__
-from .data import looks_like_ensembl
+from .gene_names import looks_like_ensembl
 from .io import write_text
 from .model_files import FACTS_FILE, WEIGHTS_FILE
+from .recipe import DEFAULT
 from .scformer import ScFormer, model_facts
-from .training import DEFAULT
 
 # %% ../nbs/A5_hub.ipynb #aa7e8552
 def markdown_table(head: list[str], rows: list[list]) -> str:

@@ -162,12 +162,14 @@ def progress_bar(what: str, n_cells: int, show: bool = True):  # a tqdm
     return tqdm(total=n_cells, desc=what, unit=" cells", **how)
 
 # %% ../nbs/A0_io.ipynb #e285c2f2
-def moved(module: str, places: dict[str, str]) -> Callable[[str], object]:
-    "A `__getattr__` that finds {old name: new module} there, with a DeprecationWarning."
+def moved(module: str, *places: str) -> Callable[[str], object]: # the modules of today
+    "A `__getattr__` that finds names of an old module in new ones, with a DeprecationWarning."
+    package = module.split(".")[0]
     def __getattr__(name):
-        if name not in places:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        place = f"{module.split('.')[0]}.{places[name]}"
-        warnings.warn(f"{module}.{name} is now {place}.{name}", DeprecationWarning, stacklevel=2)
-        return getattr(import_module(place), name)
+        for place in () if name.startswith("__") else places:
+            if name in (new := import_module(f"{package}.{place}")).__all__:
+                text = f"{module}.{name} is now {new.__name__}.{name}"
+                warnings.warn(text, DeprecationWarning, stacklevel=2)
+                return getattr(new, name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
     return __getattr__

@@ -23,8 +23,8 @@ from anndata import AnnData
 from fastcore.basics import patch
 
 from .model_files import package_versions
+from .recipe import Recipe
 from .score_card import score_card
-from .training import Recipe
 
 # %% ../nbs/11_ledger.ipynb #7bb67190
 KEY = ["experiment", "dataset", "method", "option", "seed"]

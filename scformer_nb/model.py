@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn
 
 from .tokens import TokenBatch
@@ -112,13 +113,15 @@ class Block(nn.Module):
         attended = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=keys)
         return attended.transpose(1, 2).flatten(2)
 
-    def attend_once(self, q, y, keys) -> torch.Tensor: # (cells, 1, dim)
-        "The same of one query, with `W_k` and `W_v` taken out of the sums over tokens"
-        _, w_k, w_v = self.qkv.weight.unflatten(0, (3, self.n_heads, -1))
-        asked, y = torch.einsum("cohd,hde->cohe", q, w_k), y.unsqueeze(1)
-        scale = q.shape[-1] ** -0.5
-        mean = F.scaled_dot_product_attention(asked, y, y, attn_mask=keys, scale=scale)
-        return torch.einsum("cohe,hde->cohd", mean, w_v).flatten(2) + self.qkv.bias.chunk(3)[2]
+# %% ../nbs/04_model.ipynb #e7612a42
+@patch
+def attend_once(self: Block, q, y, keys) -> torch.Tensor: # (cells, 1, dim)
+    "The same of one query, with `W_k` and `W_v` taken out of the sums over tokens"
+    _, w_k, w_v = self.qkv.weight.unflatten(0, (3, self.n_heads, -1))
+    asked, y = torch.einsum("cohd,hde->cohe", q, w_k), y.unsqueeze(1)
+    scale = q.shape[-1] ** -0.5
+    mean = F.scaled_dot_product_attention(asked, y, y, attn_mask=keys, scale=scale)
+    return torch.einsum("cohe,hde->cohd", mean, w_v).flatten(2) + self.qkv.bias.chunk(3)[2]
 
 # %% ../nbs/04_model.ipynb #886eeb44
 class Encoder(nn.Module):
@@ -151,24 +154,28 @@ class Encoder(nn.Module):
         "Embedding of gene tokens, `emb_g` in eq. 5"
         return F.embedding(ids, self.gene_norm(self.gene.weight), padding_idx=0)
 
-    def embed(self, b: TokenBatch) -> torch.Tensor: # (cells, tokens, dim)
-        "Input embedding, the sum of eq. 5, normalised by DSBN"
-        x = self.gene_vectors(b.genes) + self.value(b.values, b.masked)
-        for i, table in enumerate(self.external):
-            x = x + table(b.external[..., i])
-        return self.dsbn(x, b.batch, b.genes != 0) if self.dsbn else x
+# %% ../nbs/04_model.ipynb #2a79e532
+@patch
+def embed(self: Encoder, b: TokenBatch) -> torch.Tensor: # (cells, tokens, dim)
+    "Input embedding, the sum of eq. 5, normalised by DSBN"
+    x = self.gene_vectors(b.genes) + self.value(b.values, b.masked)
+    for i, table in enumerate(self.external):
+        x = x + table(b.external[..., i])
+    return self.dsbn(x, b.batch, b.genes != 0) if self.dsbn else x
 
-    def forward(self,
-        b: TokenBatch, # the mini-batch
-        cell_only: bool = False, # of `h`, `<cls>` alone is wanted
-    ) -> tuple[torch.Tensor, torch.Tensor]: # h (cells, tokens or 1, dim), h_c (cells, dim)
-        "Input embedding, blocks, the output at `<cls>` (eq. 5, eq. 6, section 3.3)"
-        n_keys = b.genes.shape[1] if self.attend_masked else b.n_visible
-        seen = b.genes[:, :n_keys] != 0
-        keys = None if seen.all() else seen[:, None, None]
-        h = self.embed(b)
-        for block in self.blocks:
-            last = block is self.blocks[-1]
-            h = block(h, keys, n_keys, 1 if last and cell_only else None)
-        h = self.norm(h)
-        return h, h[:, 0]
+# %% ../nbs/04_model.ipynb #1ffaff9b
+@patch
+def forward(self: Encoder,
+    b: TokenBatch, # the mini-batch
+    cell_only: bool = False, # of `h`, `<cls>` alone is wanted
+) -> tuple[torch.Tensor, torch.Tensor]: # h (cells, tokens or 1, dim), h_c (cells, dim)
+    "Input embedding, blocks, the output at `<cls>` (eq. 5, eq. 6, section 3.3)"
+    n_keys = b.genes.shape[1] if self.attend_masked else b.n_visible
+    seen = b.genes[:, :n_keys] != 0
+    keys = None if seen.all() else seen[:, None, None]
+    h = self.embed(b)
+    for block in self.blocks:
+        last = block is self.blocks[-1]
+        h = block(h, keys, n_keys, 1 if last and cell_only else None)
+    h = self.norm(h)
+    return h, h[:, 0]

@@ -14,10 +14,11 @@ import anndata as ad
 import numpy as np
 import torch
 
-from .data import CountReader, check_adata, choose_hvg
+from .data import CountReader, check_adata
+from .hvg import choose_hvg
+from .recipe import Recipe
 from .scformer import ScFormer, build_network
 from .tokens import Vocabulary, align_genes
-from .training import Recipe
 
 # %% ../nbs/08b_pretrained.ipynb #64c889a2
 def weights_of_data(model: ScFormer) -> set[str]: # names in the network's state

@@ -25,8 +25,9 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.filters import strip_ansi
 
 import scformer_nb
-from .data import check_adata, looks_like_ensembl
+from .data import check_adata
 from .datasets import datasets, load
+from .gene_names import looks_like_ensembl
 from .io import lock_folder, nearest_name, write_bytes, write_text
 from .report import headings, write_report
 

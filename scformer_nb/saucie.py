@@ -23,7 +23,7 @@ from .alignment import align, align_by_pairs
 from .baselines import batch_names
 from .cross_species import SPECIES_SMALL, CrossSpecies, by_species, prepare_species
 from .cross_species import shared_components, shared_genes
-from .data import preprocess
+from .hvg import preprocess
 from .experiment import EARLIER
 from .scformer import ScFormer
 

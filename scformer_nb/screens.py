@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .data import preprocess
+from .hvg import preprocess
 from .datasets import fetch, load
 from .io import hint, nearest_name
 from .ledger import digest

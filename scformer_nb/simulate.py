@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .datasets import as_adata
+from .readers import as_adata
 from .io import new_file, progress_bar
 
 # %% ../nbs/A2_simulate.ipynb #80ee2b61

@@ -18,11 +18,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .data import CountReader, Overview, check_column, choose_hvg
-from .data import looks_like_ensembl, read_genes
+from .data import CountReader, check_column
 from .datasets import DATASETS, load, open_cells
+from .gene_names import SPELLINGS, looks_like_ensembl
+from .hvg import Overview, choose_hvg, read_genes
 from .io import hint
-from .tokens import SPELLINGS, union_vocabulary
+from .tokens import union_vocabulary
 
 # %% ../nbs/07b_studies.ipynb #be808876
 Source = AnnData | str | Path  # a study: cells with raw counts, their .h5ad, a name of `datasets()`

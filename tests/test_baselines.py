@@ -20,7 +20,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from scformer_nb import baselines
 from scformer_nb.baselines import BASELINES, DETERMINISTIC, SEES_LABELS, MissingBaseline, quietly, scvi_genes, split_for_scvi
-from scformer_nb.data import preprocess
+from scformer_nb.hvg import preprocess
 from scformer_nb.simulate import simulate
 
 CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch

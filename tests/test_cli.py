@@ -157,15 +157,6 @@ def test_a_full_disk_is_a_message_and_leaves_nothing(room, model, cells, tmp_pat
     assert done.stderr.count("\n") == 1 and [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_an_h5ad_needs_its_space_before_it_is_written(large, tmp_path):
-    code = ("import sys; from pathlib import Path; from scformer_nb import cli; from scformer_nb.simulate import simulate\n"
-        f"cli.LARGE = {0 if large else cli.LARGE}; cli.write_h5ad(simulate(60, 50), Path(sys.argv[1]))")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.h5ad"], capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)))
-    assert done.returncode == 1 and "no space is left for it" in done.stderr and list(tmp_path.iterdir()) == []
-
-
 def test_embed_keeps_all_that_is_in_the_file(model, scformer, tmp_path):
     adata = simulate(n_cells=60, n_genes=50)
     adata.layers["more"], adata.raw, adata.uns["mine"] = adata.X.toarray(), adata.copy(), {"a": 1}
@@ -180,7 +171,7 @@ def test_embed_keeps_all_that_is_in_the_file(model, scformer, tmp_path):
 
 
 def test_embed_leaves_what_is_not_its_own(model, scformer, tmp_path, monkeypatch):
-    monkeypatch.setattr("scformer_nb.scformer.embed_tokens", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr("scformer_nb.embedding.embed_tokens", lambda *args: pytest.fail("it embedded"))
     adata = simulate(n_cells=60, n_genes=50)
     adata.uns["scformer"] = "mine"
     adata.write_h5ad(tmp_path / "x.h5ad")

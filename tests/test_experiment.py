@@ -12,7 +12,7 @@ from own_data import own_file
 from scformer_nb import experiment as experiment_module
 from scformer_nb.experiment import CHECKING, CHOOSING, EARLIER, Experiment, check_methods, data_settings, gain, margins, verdicts
 from scformer_nb.ledger import Ledger, canonical
-from scformer_nb.training import DEFAULT
+from scformer_nb.recipe import DEFAULT
 
 
 @pytest.fixture

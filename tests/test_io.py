@@ -88,7 +88,7 @@ def test_the_nearest_name(name, said):
 
 
 def test_names_that_never_were_are_unknown():
-    forward = io.moved("scformer_nb.old", {"hint": "io"})
+    forward = io.moved("scformer_nb.old", "io")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert forward("hint") is io.hint

@@ -10,9 +10,8 @@ import pandas as pd
 import pytest
 
 from scformer_nb import ledger as ledger_module
-from scformer_nb import training
 from scformer_nb.ledger import CARD, KEY, Ledger, canonical, mean_sd, read_line, results_table
-from scformer_nb.training import Recipe
+from scformer_nb.recipe import RENAMED, Recipe
 
 RUN = {"dataset": "blobs", "method": "PCA", "option": "full", "seed": 0, "settings": {"n_hvg": 1200, "lr": [1e-3, .9]}}
 
@@ -172,7 +171,7 @@ def tomorrow(monkeypatch):
     new.append(("invented", int, field(default=9, metadata={"before": 7})))
     Tomorrow = make_dataclass("Recipe", new, frozen=True, namespace={"from_dict": classmethod(Recipe.from_dict.__func__)})
     monkeypatch.setattr(ledger_module, "Recipe", Tomorrow)
-    monkeypatch.setitem(training.RENAMED, "lr", "learning_rate")
+    monkeypatch.setitem(RENAMED, "lr", "learning_rate")
 
 
 def ask(ledger, line, settings, fn):

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from scformer_nb.mapping import Reference, build_reference, held_out_neighbours
+from scformer_nb.recipe import DEFAULT, PAPER
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
-from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 

@@ -8,10 +8,10 @@ from toy import SMALL, toy
 
 import scformer_nb as scf
 from scformer_nb.pretrained import known_vectors, take_known_genes, take_over, weights_of_data
+from scformer_nb.recipe import DEFAULT, PAPER
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.tokens import Vocabulary
-from scformer_nb.training import DEFAULT, PAPER
 
 TOGETHER = replace(DEFAULT, **SMALL, steps=4, epochs=1)
 

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from scformer_nb.data import preprocess
+from scformer_nb.hvg import preprocess
 from scformer_nb.saucie import batch_loss, remove_batches, saucie, unit_variance
 from scformer_nb.simulate import simulate
 

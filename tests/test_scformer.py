@@ -2,7 +2,6 @@
 import json
 import subprocess
 import sys
-import tracemalloc
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 from scib.metrics import silhouette
 from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy, with_value
 
-from scformer_nb import data, scformer
+from scformer_nb import data, embedding, hvg, scformer
 from scformer_nb.io import speaking_shell
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
@@ -62,7 +61,7 @@ def test_a_file_read_in_parts_gives_the_same_model(form, tmp_path, monkeypatch):
     given = [(CELLS, None), (tmp_path / "x.h5ad", None), (str(tmp_path / "x.h5ad"), "raw")]
     made = [model(source, layer=layer) for source, layer in given]
     monkeypatch.setattr(data, "PART", 16)
-    monkeypatch.setattr(data, "LARGE", 30)
+    monkeypatch.setattr(hvg, "LARGE", 30)
     made += [model(source, layer=layer) for source, layer in given]
     for other in made[1:]:
         assert same(made[0], other) and (made[0].cells.counts != other.cells.counts).nnz == 0
@@ -79,24 +78,10 @@ def test_what_a_network_starts_from_is_a_sample(monkeypatch):
 
 def test_an_unseen_batch_at_the_end_of_a_backed_file_is_said_first(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "PART", 16)
-    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr(embedding, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     toy(batch=["batch_0"] * 59 + ["lab 7"]).write_h5ad(tmp_path / "x.h5ad")
     with pytest.raises(ValueError, match="not seen in training: lab 7"):
         model(recipe=DSBN).embed_cells(anndata.read_h5ad(tmp_path / "x.h5ad", backed="r"))
-
-
-def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypatch):
-    more = sp.random(6000, 2000, 0.2, "csr", np.float32, random_state=0, data_rvs=lambda n: np.full(n, 1.0))
-    names = [*CELLS.var_names, *(f"extra_{i}" for i in range(1940))]
-    anndata.AnnData(more, var=pd.DataFrame(index=names)).write_h5ad(tmp_path / "x.h5ad")
-    monkeypatch.setattr(data, "PART", 500)
-    monkeypatch.setattr(scformer, "embed_tokens", lambda network, cells: np.ones((len(cells), 16), np.float32))
-    backed = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    tracemalloc.start()
-    trained.embed_cells(backed)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < more.data.nbytes + more.indices.nbytes  # 19 MB; less than the counts, and they are a fifth of the dense matrix
 
 
 def test_counts_in_a_layer(trained, Z):
@@ -320,20 +305,6 @@ def test_the_global_random_state_is_left_alone(trained, monkeypatch, what):
     assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state()[1:3], states[1], strict=True))
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, DSBN], ids=["default", "paper"])
-def test_embeddings_depend_on_the_cell_alone(recipe, monkeypatch):
-    "Not on the chunks they are computed in, nor on the order of cells and genes."
-    made = model(epochs=1, recipe=recipe)
-    expected = made.embed_cells(CELLS)
-    rng = np.random.default_rng(0)
-    cells, genes = rng.permutation(60), rng.permutation(60)
-    assert np.abs(made.embed_cells(CELLS[cells][:, genes].copy()) - expected[cells]).max() < 1e-6
-    assert np.abs(made.embed_cells(CELLS[cells[:11]].copy()) - expected[cells[:11]]).max() < 1e-6
-    for budget in (1, 100, 1000):  # from one cell at a time
-        monkeypatch.setattr(scformer, "TOKENS", budget)
-        assert np.abs(made.embed_cells(CELLS) - expected).max() < 1e-6
-
-
 def test_new_cells_with_extra_and_missing_genes(trained, Z, recwarn):
     extra = toy(COUNTS[:, ::-1], names=[f"extra_{i}" for i in range(60)])
     more = anndata.concat([CELLS, extra], axis=1, merge="first")
@@ -372,7 +343,7 @@ def test_annotate_replaces_what_is_its_own_and_nothing_else(trained, monkeypatch
     given.obsm["X_scformer"] = np.zeros((60, 3))  # an embedding of an older model
     trained.annotate(given)
     trained.annotate(given)
-    monkeypatch.setattr(scformer, "embed_tokens", lambda *args: pytest.fail("it embedded"))
+    monkeypatch.setattr(embedding, "embed_tokens", lambda *args: pytest.fail("it embedded"))
     for place, value in (("uns", "mine"), ("obsm", pd.DataFrame({"a": range(60)}, given.obs_names))):
         other = toy()
         getattr(other, place)["scformer" if place == "uns" else "X_scformer"] = value
@@ -453,29 +424,6 @@ def test_a_negative_seed_is_refused():
 
 
 # ---- batches that are numbers
-
-@pytest.mark.parametrize("trained_as", [int, float, str])
-def test_a_number_is_the_same_batch_however_it_is_written(trained_as):
-    lanes = toy(batch=np.repeat([1, 2], 30).astype(trained_as))
-    made = model(lanes, recipe=DSBN)
-    expected = made.embed_cells(lanes)
-    for other in (int, float, str):
-        assert np.array_equal(made.embed_cells(toy(batch=np.repeat([1, 2], 30).astype(other))), expected)
-
-
-def test_batches_of_a_model_of_version_0_1_0_are_found():
-    "It wrote 1.0 for a number with a point."
-    lanes = toy(batch=np.repeat([1.0, 2.0], 30))
-    made = model(lanes, recipe=DSBN)
-    expected = made.embed_cells(lanes)
-    made.settings["batches"] = ["1.0", "2.0"]
-    assert np.array_equal(made.embed_cells(lanes), expected)
-
-
-def test_unseen_batches_are_listed_up_to_eight():
-    with pytest.raises(ValueError, match="donor_0, .*, donor_15 and 52 more; the model knows batch_0, batch_1. To"):
-        model(recipe=DSBN).embed_cells(toy(batch=[f"donor_{i}" for i in range(60)]))
-
 
 def test_one_of_anything_is_no_plural(trained):
     assert repr(model(batch_key=None)).endswith("60 genes, 16 dimensions, 1 batch, not trained")

@@ -7,10 +7,10 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import ArpackError, ArpackNoConvergence
 
 from scformer_nb import svd_init
+from scformer_nb.recipe import DEFAULT
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.svd_init import CentredBins, gene_loadings
-from scformer_nb.training import DEFAULT
 
 
 def bins(n_cells, n_genes=150, seed=0):

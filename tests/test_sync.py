@@ -11,7 +11,7 @@ import notebooks  # tools/notebooks.py
 import pytest
 
 PAGES = notebooks.pages()
-HOUSE = ["00_tour", "01_data", "20_exp_clustering", "52_cli", "A0_io", "A2_simulate", "A5_hub", "index"]
+HOUSE = ["00_tour", "01b_data", "20_exp_clustering", "52_cli", "A0_io", "A2_simulate", "A5_hub", "index"]
 PARAMETER = re.compile(r"[a-z]\w*: \w.* = .+  # \S.*")
 MACHINE = re.compile(rf"/tmp/|/home/\w|/root/|/Users/\w|{re.escape(str(notebooks.ROOT))}")
 per_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -53,7 +53,7 @@ def test_the_appendix_holds_what_is_below_and_what_is_above():
     pages = [notebooks.ROOT / f"nbs/{name}.ipynb" for name in HOUSE]
     order = sorted(pages, key=architecture.rank)
     assert [page.stem for page in order] == [
-        "A0_io", "A2_simulate", "01_data", "20_exp_clustering", "52_cli", "A5_hub", "00_tour", "index"]
+        "A0_io", "A2_simulate", "01b_data", "20_exp_clustering", "52_cli", "A5_hub", "00_tour", "index"]
     assert [notebooks.floor(page) for page in pages] == [
         None, "Foundations", "Experiments", "Shell", "Appendix", "Appendix", "Appendix", None]
 

@@ -12,7 +12,6 @@ from scformer_nb.tokens import (
     draw_mask,
     length_batches,
     make_batch,
-    pathway_tokens,
     read_gmt,
     sample_genes,
     union_vocabulary,
@@ -98,12 +97,6 @@ def test_gmt_with_weights_blank_lines_and_a_line_without_genes(tmp_path):
         (tmp_path / "b.gmt").write_text(f"one\tx\tA\n{line}\n")
         with pytest.raises(ValueError, match="b.gmt, line 2"):
             read_gmt(tmp_path / "b.gmt")
-
-
-def test_pathway_tokens_take_the_largest_set():
-    sets = {"small": ["A", "B"], "large": ["B", "C", "D"], "tiny": ["E"], "elsewhere": ["X", "Y", "Z"]}
-    tokens, names = pathway_tokens(list("ABCDEF"), sets, min_genes=2)
-    assert [names[t] for t in tokens] == ["small", "large", "large", "large", "none", "none"]
 
 
 # ---- mini-batches

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import filelock
@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from scformer_nb import heads, training
-from scformer_nb.heads import HEADS
 from scformer_nb.model import Block, Encoder, ValueEmbedding
+from scformer_nb.recipe import DEFAULT, PAPER, Recipe
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
 from scformer_nb.tokens import make_batch
-from scformer_nb.training import DEFAULT, PAPER, Recipe, ScFormerTask, TrainingTask, split_cells, train
+from scformer_nb.training import ScFormerTask, TrainingTask, split_cells, train
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 RECIPE = replace(DEFAULT, **SMALL)
@@ -286,7 +286,7 @@ from dataclasses import replace
 from pathlib import Path
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
-from scformer_nb.training import DEFAULT
+from scformer_nb.recipe import DEFAULT
 
 recipe = replace(DEFAULT, dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 model = ScFormer(simulate(60, 60, 3, 2), batch_key="batch", recipe=recipe)
@@ -407,12 +407,6 @@ def test_the_learning_rate_halves_by_steps():
     assert np.allclose(task.rates, 1e-3 * 0.5 ** (np.arange(len(task.rates)) / 3)) and len(task.rates) == 8
 
 
-@pytest.mark.parametrize("n_cells, epochs", [(1, 800), (128, 800), (129, 400), (900, 100), (10_000, 11), (10**6, 5)])
-def test_small_data_are_seen_more_often(n_cells, epochs):
-    "800 steps of 128 cells, or five epochs where those are more."
-    assert DEFAULT.max_epochs(n_cells) == epochs and PAPER.max_epochs(n_cells) == 30
-
-
 def test_a_fit_that_is_not_told_how_long_takes_as_many_epochs_as_the_recipe_needs():
     made = model(recipe=replace(RECIPE, steps=10, epochs=2)).fit(progress=False, accelerator="cpu")
     assert len(made.history) == 3, "54 cells are four steps an epoch"
@@ -429,33 +423,6 @@ def test_each_cell_has_its_own_batch_label_whatever_the_order():
     b = make_batch(cells, rows)
     assert np.array_equal(b.batch, cells.batch[rows]) and len(set(cells.batch)) == 2
     assert np.array_equal(b.counts, cells.counts[rows].toarray())
-
-
-# ---- recipes of older versions
-
-LEDGERS = sorted(Path(__file__).parents[1].glob("figures/*.jsonl"))
-
-
-def test_every_recipe_in_the_ledgers_is_understood():
-    lines = [json.loads(line)["settings"].get("recipe", {}) for path in LEDGERS for line in path.read_text().splitlines()]
-    recipes = [recipe for recipe in lines if "mask_ratio" in recipe]
-    read = [Recipe.from_dict(recipe) for recipe in recipes]
-    assert len(read) > 300 and {DEFAULT, OLD_DEFAULT} & set(read)
-    assert all(new.d_ff == old.get("hidden", new.d_ff) for new, old in zip(read, recipes, strict=True))
-    assert all(new.svd_init == old.get("warm_start", new.svd_init) for new, old in zip(read, recipes, strict=True))
-
-
-def test_a_recipe_is_read_back_as_it_was():
-    for recipe in (DEFAULT, PAPER, replace(DEFAULT, dsbn="affine", ecs=.1)):
-        assert Recipe.from_dict(asdict(recipe)) == recipe
-    assert {f.name for f in fields(Recipe)} >= HEADS.keys(), "each head has its weight in the recipe"
-
-
-@pytest.mark.parametrize("saved, message", [(dict(dimm=3), "dimm; did you mean 'dim'"), (dict(value="table"), "value='table' is not in"),
-                                            (dict(mask_ratio=3), "mask_ratio=3 must be below 1")], ids=str)
-def test_recipes_that_this_version_does_not_know(saved, message):
-    with pytest.raises(ValueError, match=message):
-        Recipe.from_dict(saved)
 
 
 # ---- the loop with another task
@@ -574,7 +541,7 @@ from dataclasses import replace
 warnings.simplefilter("ignore")
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
-from scformer_nb.training import DEFAULT, PAPER
+from scformer_nb.recipe import DEFAULT, PAPER
 
 if __name__ == "__main__":
     folder, adata = sys.argv[1], simulate(60, 60, 3, 2)

@@ -1,4 +1,8 @@
-"""What can be written is known before."""
+"""What can be written is known before, and a full disk leaves no half of a file."""
+import resource
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,3 +51,14 @@ def test_what_can_be_written_passes_and_is_written(tmp_path):
     writable.check_writable(given)
     assert given.obs.equals(before.obs) and given.uns.keys() == before.uns.keys()
     given.write_h5ad(tmp_path / "x.h5ad")
+
+
+# ---- whole or not at all
+
+@pytest.mark.parametrize("large", [False, True])
+def test_an_h5ad_needs_its_space_before_it_is_written(large, tmp_path):
+    code = ("import sys; from pathlib import Path; from scformer_nb import writable; from scformer_nb.simulate import simulate\n"
+        f"writable.LARGE = {0 if large else writable.LARGE}; writable.write_h5ad(simulate(60, 50), Path(sys.argv[1]))")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.h5ad"], capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)))
+    assert done.returncode == 1 and "no space is left for it" in done.stderr and list(tmp_path.iterdir()) == []

@@ -7,9 +7,9 @@ import pandas as pd
 import torch
 
 from scformer_nb.perturbation_network import PerturbationRecipe
+from scformer_nb.recipe import DEFAULT, PAPER
 from scformer_nb.scformer import ScFormer
 from scformer_nb.simulate import simulate
-from scformer_nb.training import DEFAULT, PAPER
 
 SMALL = dict(dim=16, n_blocks=1, d_ff=16, max_masked=16, batch_size=16)
 RECIPE, DSBN = replace(DEFAULT, **SMALL), replace(PAPER, **SMALL)

@@ -48,9 +48,10 @@ def rank(page):
     "The import order: the appendix that builds on no number, the numbers, the rest of the appendix, tour and index."
     if floor(page) is None:
         return 300
+    letter = "_abcdefgh".index(page.stem[2]) / 10  # 09b comes after 09, and 09c after 09b
     if page.stem[0] != "A":
-        return 100 + int(page.stem[:2]) + (page.stem[2] != "_") / 2  # 09b comes after 09
-    return int(re.match(r"A(\d+)", page.stem)[1]) + (0 if below(page) else 200)
+        return 100 + int(page.stem[:2]) + letter
+    return int(re.match(r"A(\d+)", page.stem)[1]) + letter + (0 if below(page) else 200)
 
 
 def upward():
@@ -213,7 +214,7 @@ def draw_model():
     "The way of a cell through scFormer, from counts to embeddings."
     import matplotlib.pyplot as plt
 
-    from scformer_nb.training import DEFAULT
+    from scformer_nb.recipe import DEFAULT
     blue, green, violet, orange, grey = "#4c72b0", "#3f8f5b", "#8172b3", "#b9791c", "#555555"
     shade = plt.get_cmap("Blues")
     fig, ax = plt.subplots(figsize=(12, 5.3), facecolor="white")
