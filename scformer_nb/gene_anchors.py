@@ -17,7 +17,7 @@ from .cross_species import shared_genes
 from .gene_names import gene_table
 
 # %% ../nbs/41b_gene_anchors.ipynb #9008c794
-def paired(names: dict) -> pd.DataFrame: # species: Series of common names, by gene; (pairs, species)
+def paired(names: dict) -> pd.DataFrame: # species: common names by gene; (pairs, species)
     "Genes whose common name is theirs alone in both species."
     once = {s: n[(n != "") & ~n.duplicated(keep=False)] for s, n in names.items()}
     columns = [pd.Series(n.index, pd.Index(n.astype(str), name="name")) for n in once.values()]
@@ -62,7 +62,10 @@ def coordinates(Z: np.ndarray, n: int = 15) -> np.ndarray: # (cells, dims); (cel
     return U[:, :min(n, (s > 1e-6 * s[0]).sum())] * np.sqrt(len(Z))
 
 # %% ../nbs/41b_gene_anchors.ipynb #57275544
-def gene_vectors(Q: np.ndarray, X: sp.csr_matrix) -> np.ndarray: # (cells, n), (cells, genes); (genes, n)
+def gene_vectors(
+    Q: np.ndarray, # (cells, n) coordinates
+    X: sp.csr_matrix, # (cells, genes) log values
+) -> np.ndarray: # (genes, n)
     "Correlation of each gene with each coordinate of the cells; 0 for a gene without variance."
     mean = np.asarray(X.mean(0)).ravel()
     sd = np.sqrt((np.asarray(X.power(2).mean(0)).ravel() - mean**2).clip(0))
