@@ -48,7 +48,8 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_ablation "pancreas_5tech pbmc_3chem"; \
 	page exp_what_is_kept "pancreas_5tech"; \
 	page exp_perturbation "simulated papalexi norman"; \
-	page exp_cross_species "simulated cortex pancreas pbmc"
+	page exp_cross_species "simulated cortex pancreas pbmc"; \
+	page exp_anchors "pancreas_whole pancreas pbmc"
 
 bench: $(VENV)/.baselines ## measure speed in full; tables in out/benchmark (an hour or two)
 	@mkdir -p out
