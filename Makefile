@@ -55,7 +55,8 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	$(BIN)/papermill nbs/*_exp_new_study.ipynb out/new_study_pancreas.ipynb -p dataset pancreas_baron_human \
 		-p model human_pancreas -p full True -p out figures --log-output; \
 	page exp_perturbation "simulated papalexi norman"; \
-	page exp_cross_species "simulated cortex pancreas pbmc"
+	page exp_cross_species "simulated cortex pancreas pbmc"; \
+	page exp_anchors "pancreas_whole pancreas pbmc"
 
 models: $(VENV)/.core ## train the models that ship again, from registered data (some minutes on one thread)
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -c "from scformer_nb.shipped import PLANS, ship; \
