@@ -182,7 +182,8 @@ def fit(
     n_hvg: _option(int, "Highly variable genes to use.", min=2) = 1200,
     preset: _option(Literal["default", "paper"], "Our recipe, or the paper's.") = "default",
     pretrained: _option(Path | None, "Begin as this fitted model, or one of `scformer models`, "
-        "ended, with its genes, and train for a third of the steps.", "--from", metavar="RUN") = None,
+        "ended, with its genes, and train for a third of the steps.",
+        "--from", metavar="RUN") = None,
     seed: Seed = 0, resume: Resume = False,
     accelerator: _option(Literal["auto", "cpu", "gpu", "mps"], "Where to compute.") = "auto",
     devices: _option(int, "Processes or GPUs.", min=1) = 1,
