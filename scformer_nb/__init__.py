@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, batch_correction, binning, cli, counts, cross_species, data, datasets, effects,
-        embedding, experiment, gene_names, gene_space, h5ad, heads, hub, hvg, io, ledger, mapping, metrics,
+        embedding, experiment, gene_anchors, gene_names, gene_space, h5ad, heads, hub, hvg, io, ledger, mapping, metrics,
         model, model_files, perturbation, perturbation_files, perturbation_models, perturbation_network, plots,
         pretrained, readers, recipe, report, runner, runs, saucie, scformer, score_card, screen_scores, screens,
         shipped, simulate, studies, svd_init, taxonomy, tokens, training, trees, wasserstein, writable,
@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
 __version__ = "0.1.0"
 __all__ = [
     "ScFormer", "alignment", "baselines", "batch_correction", "binning", "cli", "counts", "cross_species", "data",
-    "datasets", "effects", "embedding", "experiment", "gene_names", "gene_space", "h5ad", "heads", "hub", "hvg",
-    "io", "ledger", "load", "mapping", "metrics", "model", "model_files", "perturbation", "perturbation_files",
+    "datasets", "effects", "embedding", "experiment", "gene_anchors", "gene_names", "gene_space", "h5ad", "heads", "hub",
+    "hvg", "io", "ledger", "load", "mapping", "metrics", "model", "model_files", "perturbation", "perturbation_files",
     "perturbation_models", "perturbation_network", "plots", "pretrained", "readers", "recipe", "report", "runner",
     "runs", "saucie", "scformer", "score_card", "screen_scores", "screens", "shipped", "simulate", "studies",
     "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
