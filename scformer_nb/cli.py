@@ -184,7 +184,8 @@ def fit(
         "for a third of the steps.", "--from", metavar="RUN") = None,
     seed: Seed = 0, resume: Resume = False,
     accelerator: _option(Literal["auto", "cpu", "gpu", "mps"], "Where to compute.") = "auto",
-    devices: _option(int, "Processes or GPUs.", min=1) = 1,
+    devices: _option(int, "Processes or GPUs of each machine.", min=1) = 1,
+    num_nodes: _option(int, "Machines, each of which runs this command.", min=1) = 1,
 ):
     "Train a model on the cells of a study, or of several that may have measured different genes."
     scf.runs.check_run_folder(out, resume)
@@ -198,7 +199,8 @@ def fit(
         recipe = scf.recipe.PAPER if preset == "paper" else scf.recipe.DEFAULT
         cells = data[0] if len(data) == 1 else data
         model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
-    model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
+    how = accelerator, devices, num_nodes
+    model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4

@@ -64,6 +64,9 @@ def find_h5ad(
             raise ValueError(f"{str(name)!r} is neither a data set nor a file{near}")
         raise FileNotFoundError(f"{name} does not exist; give the path of an .h5ad file or a name "
                                 "of datasets()")
+    if path.suffix.lower() == ".zarr" and path.is_dir():
+        raise ValueError(f"{name} is a Zarr store, not an .h5ad; convert it where memory allows: "
+                         f"anndata.read_zarr({str(name)!r}).write_h5ad('{path.stem}.h5ad')")
     if regular_file(path).suffix.lower() != ".h5ad":
         raise ValueError(f"{name} is a {path.suffix or 'nameless'} file, not an .h5ad; read it "
                          "with scanpy and write it with adata.write_h5ad('name.h5ad')")
@@ -117,7 +120,7 @@ def _tables_of(file, path: Path) -> AnnData:
     obs, var = read_elem(file["obs"]), read_elem(file["var"])
     return AnnData(_on_disk(file.get("X")), obs, var, uns, layers=layers, raw=raw)
 
-# %% ../nbs/A0b_h5ad.ipynb #ec4b4a2c
+# %% ../nbs/A0b_h5ad.ipynb #91ab0efa
 def _state(path: Path) -> tuple | None:
     "What a change of a file changes; None where it is gone."
     with contextlib.suppress(OSError):
@@ -156,7 +159,7 @@ def open_h5ad(name: str | Path, known: Iterable[str] = ()) -> Iterator[AnnData]:
             adata = read_h5ad(path)
         yield adata
 
-# %% ../nbs/A0b_h5ad.ipynb #26d9b434
+# %% ../nbs/A0b_h5ad.ipynb #cb29fd02
 BLOCK = 20_000_000  # counts in memory at a time
 
 def stored_by_columns(M) -> bool:
@@ -171,7 +174,7 @@ def column_blocks(M, n: int | None = None) -> list[tuple[int, int]]:
     cuts = np.unique(np.r_[np.searchsorted(ends, steps, side="right") - 1, M.shape[1]])
     return list(pairwise(cuts.tolist()))
 
-# %% ../nbs/A0b_h5ad.ipynb #ce9a9af1
+# %% ../nbs/A0b_h5ad.ipynb #28d2aef7
 def check_room(M, where: str = "X") -> int:
     "Bytes that sorting needs. Raises `ValueError` where the temporary folder has no room for them."
     folder, need = tempfile.gettempdir(), M.group["data"].size * _record(M).itemsize
@@ -186,7 +189,7 @@ def _record(M) -> np.dtype:
     "A count in a file of `ByRows`."
     return np.dtype([("cell", np.int32), ("gene", np.int32), ("value", M.dtype)])
 
-# %% ../nbs/A0b_h5ad.ipynb #8f5cc033
+# %% ../nbs/A0b_h5ad.ipynb #140944cf
 class ByRows:
     "A CSC on disk, sorted into a temporary folder, for slices of rows. Raises as `check_sparse`."
     format = "csr"
@@ -220,7 +223,7 @@ class ByRows:
                 with self._file(number).open("ab") as file:
                     counts[i:j].tofile(file)
 
-# %% ../nbs/A0b_h5ad.ipynb #58e78326
+# %% ../nbs/A0b_h5ad.ipynb #89478ff9
 @patch
 def __getitem__(self: ByRows, rows: slice) -> sp.csr_matrix:
     "Rows, one after another, of one file or of several."
@@ -232,7 +235,7 @@ def __getitem__(self: ByRows, rows: slice) -> sp.csr_matrix:
                          for name in ("value", "cell", "gene"))
     return sp.csr_matrix((value, (cell - start, gene)), (stop - start, self.shape[1]))
 
-# %% ../nbs/A0b_h5ad.ipynb #8072b2fd
+# %% ../nbs/A0b_h5ad.ipynb #96c634a2
 def memory_of(path: str | Path) -> int:
     "Bytes of an `.h5ad` that is read whole."
     import h5py
