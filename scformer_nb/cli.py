@@ -66,9 +66,9 @@ def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     package = frame.f_globals.get("__name__", "").split(".")[0]
     ours = package in ("scformer_nb", "__main__")
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
-        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; an "
-            ".h5ad stored by rows (CSR) is read in parts; in Python a recipe can have a smaller "
-            "batch_size"), 1
+        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; fit "
+            "and embed read an .h5ad in parts, run and evaluate read it whole; in Python a recipe "
+            "can have a smaller batch_size"), 1
     if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
     of_input = OSError | ImportError | (ValueError | KeyError if ours else OSError)
