@@ -67,9 +67,9 @@ def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     package = frame.f_globals.get("__name__", "").split(".")[0]
     ours = package in ("scformer_nb", "__main__")
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
-        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; an "
-            ".h5ad stored by rows (CSR) is read in parts; in Python a recipe can have a smaller "
-            "batch_size"), 1
+        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; fit "
+            "and embed read an .h5ad in parts, run and evaluate read it whole; in Python a recipe "
+            "can have a smaller batch_size"), 1
     if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
     of_input = OSError | ImportError | (ValueError | KeyError if ours else OSError)
@@ -186,7 +186,8 @@ def fit(
         "--from", metavar="RUN") = None,
     seed: Seed = 0, resume: Resume = False,
     accelerator: _option(Literal["auto", "cpu", "gpu", "mps"], "Where to compute.") = "auto",
-    devices: _option(int, "Processes or GPUs.", min=1) = 1,
+    devices: _option(int, "Processes or GPUs of each machine.", min=1) = 1,
+    num_nodes: _option(int, "Machines, each of which runs this command.", min=1) = 1,
 ):
     "Train a model on the cells of a study, or pretrain one on several with different genes."
     scf.runs.check_run_folder(out, resume)
@@ -200,7 +201,8 @@ def fit(
         recipe = scf.recipe.PAPER if preset == "paper" else scf.recipe.DEFAULT
         cells = data[0] if len(data) == 1 else data
         model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
-    model.fit(epochs, out, resume, is_watched(), accelerator, devices).save(out, overwrite=True)
+    how = accelerator, devices, num_nodes
+    model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4

@@ -7,6 +7,7 @@ __all__ = ['GENE_TYPES', 'OTHER_TYPES', 'PART', 'feature_column', 'gene_features
            'CountReader', 'check_adata']
 
 # %% ../nbs/01b_data.ipynb #b84230e0
+import tempfile
 import warnings
 from collections.abc import Iterator
 
@@ -19,7 +20,7 @@ from fastcore.basics import patch
 
 from .counts import describe_problem, find_counts, impossible_values, inspect_cells
 from .counts import not_whole, pick_matrix, to_csr
-from .h5ad import check_sparse
+from .h5ad import ByRows, check_room, check_sparse, stored_by_columns
 from .io import moved, nearest_name
 
 # %% ../nbs/01b_data.ipynb #07f25c5f
@@ -99,9 +100,6 @@ def row_parts(
     "A matrix part after part. Raises `ValueError` where it is damaged or the file ends early."
     n, size = M.shape[0], size or PART
     if size < n and getattr(M, "format", "csr") != "csr":
-        if hasattr(M, "to_memory"):  # on disk
-            warnings.warn(f"{where} is stored by columns (CSC): it is read whole; stored by rows "
-                          "(CSR) it would be read in parts and take less memory", stacklevel=4)
         M = to_csr(M, where)
     check_sparse(M, where)
     for i in range(0, n, size):
@@ -148,6 +146,8 @@ class CountReader:
 
     def rows(self, size: int | None = None) -> Iterator[tuple[slice, sp.csr_matrix]]:
         "Counts of the genes, not looked at."
+        if (size or PART) < len(self) and stored_by_columns(self.matrix):
+            self.matrix = _sorted(self.matrix, self.where)
         for rows, X in row_parts(self.matrix, self.where, size):
             yield rows, X if self.is_gene.all() else X[:, self.is_gene]
 
@@ -163,6 +163,20 @@ class CountReader:
         if broken:
             warnings.warn(f"{broken:,} of {stored:,} counts in {self.where} are not integers; "
                           "taken as they are", stacklevel=3)
+
+# %% ../nbs/01b_data.ipynb #80d5b716
+def _sorted(M, where: str) -> ByRows:
+    "A matrix that is stored by columns, for reading by rows. Raises `ValueError`."
+    need = check_room(M, where)
+    warnings.warn(f"{where} is stored by columns (CSC): it is first sorted by rows, in "
+                  f"{need / 1e9:,.1f} GB of {tempfile.gettempdir()}; stored by rows it would not "
+                  f"need that, adata.{where} = adata.{where}.tocsr()", stacklevel=5)
+    try:
+        return ByRows(M, PART, where)
+    except (OSError, LookupError) as e:
+        raise ValueError(f"{where} cannot be sorted by rows ({type(e).__name__}: {str(e)[:160]}): "
+                         f"the file may be damaged, or {tempfile.gettempdir()} be full (TMPDIR "
+                         "names another folder)") from None
 
 # %% ../nbs/01b_data.ipynb #9c63145c
 @patch

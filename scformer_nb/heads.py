@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HEADS', 'HeadSizes', 'HeadInput', 'Head', 'value_loss', 'mlp', 'MaskedGenes', 'elastic_cell_similarity',
            'CellSimilarity', 'reverse_gradient', 'BatchClassifier', 'GeneQuery', 'CellValues', 'Expressed',
-           'count_loss', 'Counts', 'Bottleneck', 'Information', 'negative_binomial_loss', 'NegativeBinomial', 'Heads',
-           'upgrade_weights']
+           'count_loss', 'Counts', 'Bottleneck', 'Information', 'negative_binomial_loss', 'NegativeBinomial',
+           'noise_like', 'Heads', 'upgrade_weights']
 
 # %% ../nbs/05_heads.ipynb #99bd4876
 from dataclasses import dataclass
@@ -288,6 +288,14 @@ class NegativeBinomial(Head, name="nb"):
         mean = counts.sum(1, keepdim=True) * logits.softmax(-1) + 1e-8
         return negative_binomial_loss(mean, self.log_theta.exp(), counts)
 
+# %% ../nbs/05_heads.ipynb #61dc3eda
+def noise_like(spread: torch.Tensor, b: TokenBatch) -> torch.Tensor: # both (cells, latent)
+    "N(0, 1) of these cells, as one process alone would draw it"
+    if b.share is None:
+        return torch.randn_like(spread)
+    whole = torch.randn(b.share.total, spread.shape[1], device=spread.device)
+    return whole[b.share.first:b.share.first + len(spread)]
+
 # %% ../nbs/05_heads.ipynb #5750a6d7
 class Heads(nn.Module):
     "The heads that are on, each with its weight in the sum. Raises ValueError for an unknown head."
@@ -322,7 +330,7 @@ class Heads(nn.Module):
         cell, tokens, spread = h_c, h, None
         if self.bottleneck is not None:
             h_c, spread = self.bottleneck(h_c)
-            cell = h_c + spread * torch.randn_like(spread) if self.training else h_c
+            cell = h_c + spread * noise_like(spread, b) if self.training else h_c
         if self.batch is not None:
             beside = self.batch(b.batch)
             cell = torch.cat([cell, beside], -1)

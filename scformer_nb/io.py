@@ -152,14 +152,14 @@ def in_notebook() -> bool:
     return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
-def progress_bar(what: str, n_cells: int, show: bool = True):  # a tqdm
+def progress_bar(what: str, n: int, show: bool = True, unit: str = "cells"):  # a tqdm
     "Cells done, their rate and the time to go; nothing where TQDM_DISABLE=1 is set."
     from tqdm.auto import tqdm
-    line = "{desc}: {n_fmt} of {total_fmt} cells, {rate_fmt}, {remaining} to go\n"
+    line = "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {remaining} to go\n"
     watched = sys.stderr.isatty() or in_notebook()
     how = dict(dynamic_ncols=True) if watched else dict(miniters=1, mininterval=30, bar_format=line)
     how |= {} if show else {"disable": True}
-    return tqdm(total=n_cells, desc=what, unit=" cells", **how)
+    return tqdm(total=n, desc=what, unit=f" {unit}", **how)
 
 # %% ../nbs/A0_io.ipynb #e285c2f2
 def moved(module: str, *places: str) -> Callable[[str], object]: # the modules of today

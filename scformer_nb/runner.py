@@ -25,9 +25,11 @@ from nbclient.exceptions import DeadKernelError
 from nbconvert.filters import strip_ansi
 
 import scformer_nb
-from .data import check_adata
-from .datasets import datasets, load
+from .data import CountReader
+from .datasets import datasets, open_cells
 from .gene_names import looks_like_ensembl
+from .h5ad import memory_of
+from .hvg import LARGE
 from .io import lock_folder, nearest_name, write_bytes, write_text
 from .report import headings, write_report
 
@@ -160,21 +162,39 @@ def _count_values(obs: pd.DataFrame, values: dict, params: dict[str, Parameter])
         said.append(f"{obs[key].nunique()} {_COUNTED.get(name, 'values')} ({key})")
     return said
 
+# %% ../nbs/51_runner.ipynb #27360c61
+def _memory_note(data: str, n_cells: int) -> list[str]:
+    "What a page will need for a large file, which is said before it runs as well"
+    if n_cells <= LARGE or data in datasets().index:
+        return []
+    need = 2 * memory_of(data) / 1e9 # the cells, and the checked copy of their counts
+    note = (f"{Path(data).name} has {n_cells:,} cells, and a page reads them whole: it takes about "
+        f"{need:,.1f} GB of memory. `scformer fit` and `scformer embed` read in parts")
+    warnings.warn(note, stacklevel=3)
+    return [note]
+
+def _names_note(name: str, genes: list[str], var: pd.DataFrame) -> list[str]:
+    "That genes do not go by symbols, where they do not"
+    if not (looks_like_ensembl(genes) or all(g.isdigit() for g in genes)):
+        return []
+    return [f"{name}: genes go by names such as {genes[0]}; gene sets and data that go by "
+        f"symbols do not match. Columns of var: {', '.join(var) or 'none'}"]
+
 # %% ../nbs/51_runner.ipynb #5663e4a1
 def inspect_data(data: str, values: dict, params: dict[str, Parameter]) -> tuple[str, list[str]]:
     """See whether a page can run on a data set or file: the data in a line, and notes.
     Raises ValueError, FileNotFoundError."""
-    adata, layer = load(data), values.get("layer") or None
-    columns = _count_values(adata.obs, values, params)
-    with warnings.catch_warnings(action="ignore"): # the page gives them
-        check_adata(adata, layer)
+    layer = values.get("layer") or None
+    with open_cells(data) as adata, warnings.catch_warnings(action="ignore"): # the page gives them
+        columns = _count_values(adata.obs, values, params)
+        reader = CountReader(adata, layer)
+        for _ in reader.parts(len(reader) if len(reader) <= LARGE else None):
+            pass # the checks of every part
     name, genes = Path(data).name, [str(g) for g in adata.var_names]
     size = f"{name}: {adata.n_obs:,} cells, {adata.n_vars:,} genes"
     line = ", ".join([size, *columns, *([f"counts in layers[{layer!r}]"] if layer else [])])
-    if not (looks_like_ensembl(genes) or all(g.isdigit() for g in genes)):
-        return line, []
-    return line, [f"{name}: genes go by names such as {genes[0]}; gene sets and data that go by "
-        f"symbols do not match. Columns of var: {', '.join(adata.var) or 'none'}"]
+    notes = _memory_note(data, len(reader)) + _names_note(name, genes, adata.var)
+    return line, notes
 
 # %% ../nbs/51_runner.ipynb #b8951974
 def _inspect_all(params: dict[str, Parameter], values: dict) -> tuple[list[str], list[str]]:

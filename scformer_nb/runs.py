@@ -7,6 +7,7 @@ __all__ = ['CHECKPOINT', 'HISTORY', 'PARTS', 'leftovers', 'check_run_folder', 'r
            'read_checkpoint', 'sigterm_exits']
 
 # %% ../nbs/A6_runs.ipynb #aa2fc202
+import os
 import signal
 import sys
 import threading
@@ -48,7 +49,8 @@ def check_run_folder(folder: Path, resume: bool) -> None:
 def run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None]:
     "A folder for this process alone, made if need be; None where this process writes nothing."
     from lightning.fabric.utilities import rank_zero_only
-    if run_dir is None or rank_zero_only.rank:
+    machine = int(os.environ.get("NODE_RANK", 0)) # which `rank_zero_only` does not look at
+    if run_dir is None or rank_zero_only.rank or machine:
         yield None
         return
     folder = Path(run_dir)

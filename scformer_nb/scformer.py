@@ -145,7 +145,8 @@ def fit(self: ScFormer,
     resume: bool = False, # continue the run in `run_dir`
     progress: bool = True, # show a progress bar
     accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
-    devices: int = 1, # processes or GPUs
+    devices: int = 1, # processes or GPUs of each machine
+    num_nodes: int = 1, # machines
 ) -> "ScFormer": # itself
     "Train and correct for batches; losses: `history`. Raises ValueError, FloatingPointError."
     if self.cells is None:
@@ -157,7 +158,7 @@ def fit(self: ScFormer,
     try:
         epochs = self.recipe.max_epochs(task.n_cells) if max_epochs is None else max_epochs
         self.history = train(task, epochs, run_dir=run_dir, resume=resume, progress=progress,
-                             accelerator=accelerator, devices=devices)
+                             accelerator=accelerator, devices=devices, num_nodes=num_nodes)
         if self.network.batch_shift is not None:
             learn_batch_shift(self.network, self.cells, self.settings["seed"])
     except BaseException:

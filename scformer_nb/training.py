@@ -31,7 +31,7 @@ from .io import hint, moved
 from .model import Encoder
 from .recipe import Recipe
 from .runs import read_checkpoint, run_folder, sigterm_exits, write_history, write_run
-from .tokens import CellTokens, TokenBatch, length_batches, make_batch
+from .tokens import CellTokens, TokenBatch, length_batches, make_batch, share_batch
 
 if TYPE_CHECKING: # Fabric takes seconds to import, and only training needs it
     from lightning.fabric import Fabric
@@ -86,12 +86,12 @@ def epoch_batches(
     rank: int = 0, # number of this process
     world: int = 1, # processes
 ) -> Iterator[TokenBatch]:
-    "The mini-batches of one epoch, equally many for each process."
+    "The mini-batches of one epoch, each shared by all processes."
     r, rng = recipe, np.random.default_rng(seed)
     max_masked = r.max_masked if r.mgm else 0 # MGM alone looks at masked tokens
-    batches = length_batches(cells.lengths[rows], r.batch_size, rng)
-    for i in batches[:len(batches) // world * world][rank::world]:
-        yield make_batch(cells, rows[i], r.mask_ratio, r.max_genes, max_masked, rng)
+    for i in length_batches(cells.lengths[rows], r.batch_size, rng):
+        batch = make_batch(cells, rows[i], r.mask_ratio, r.max_genes, max_masked, rng)
+        yield batch if world == 1 else share_batch(batch, rank, world)
 
 # %% ../nbs/07_training.ipynb #7be57c96
 def split_cells(
@@ -112,7 +112,7 @@ class TrainingTask:
     What else belongs to the best epoch is a column of `validate` or a buffer of the network."""
     network: nn.Module # changed in place: it ends with the weights of the best epoch, on the CPU
     n_cells: int # cells of an epoch, for the progress bar
-    seed: int = 0 # `train` seeds torch with it, the epoch and the process before each epoch
+    seed: int = 0 # `train` seeds torch with it and the epoch before each epoch
     clip: float | None = None # largest norm of the gradient
     monitor: str | None = None # such as "valid_loss"
     state: dict | None = None # of the last finished run: passed to `train` again, it goes on there
@@ -132,8 +132,11 @@ class TrainingTask:
     def optimiser(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.network.parameters(), fused=True)
 
-    def size(self, batch) -> int: # cells in a mini-batch: its weight in the mean losses of an epoch
+    def size(self, batch) -> float: # cells in a mini-batch: its weight in the mean losses
         return len(batch)
+
+    def part(self, batch, world: int) -> float: # of its loss in that of the step, of all processes
+        return 1 / world
 
     def validate(self, device: torch.device) -> dict[str, float]:
         "More columns of the history. Called in one process, the network in evaluation mode."
@@ -187,9 +190,9 @@ class ScFormerTask(TrainingTask):
             self.monitor = None
 
     def check(self, devices: int) -> None:
-        if (n := -(-self.n_cells // self.recipe.batch_size)) < devices:
-            raise ValueError(f"{n} mini-batches of {self.recipe.batch_size} cells are too few for "
-                f"devices={devices}; use fewer devices")
+        if (n := min(self.n_cells, self.recipe.batch_size)) < devices:
+            raise ValueError(f"mini-batches of {n} cells are too small for {devices} processes, "
+                "which share each of them; use fewer devices, or a larger batch_size")
 
     def train_batches(self, epoch: int, rank: int, world: int) -> Iterator[TokenBatch]:
         seed = self.seed, 1, epoch
@@ -198,8 +201,12 @@ class ScFormerTask(TrainingTask):
     def loss(self, network: nn.Module, batch: TokenBatch) -> dict[str, torch.Tensor]:
         return network(batch)
 
-    def size(self, batch: TokenBatch) -> int:
-        return len(batch.batch)
+    def size(self, batch: TokenBatch) -> float:
+        share = batch.share
+        return len(batch.batch) if share is None else share.part * share.total
+
+    def part(self, batch: TokenBatch, world: int) -> float:
+        return 1 if batch.share is None else batch.share.part
 
     def validate(self, device: torch.device) -> dict[str, float]:
         mean = MeanLosses()
@@ -251,22 +258,23 @@ class TrainingRun:
 def train(self: TrainingRun, epoch: int, bar: tqdm) -> dict[str, float]: # mean losses
     "Train for one epoch"
     task, fabric, mean = self.task, self.fabric, MeanLosses()
-    seed = np.random.SeedSequence([task.seed, 3, epoch, fabric.global_rank])
+    seed = np.random.SeedSequence([task.seed, 3, epoch, 0]) # the same in all processes
     torch.manual_seed(int(seed.generate_state(1)[0]))
     self.network.train()
-    for batch in task.train_batches(epoch, fabric.global_rank, fabric.world_size):
+    world = fabric.world_size
+    for batch in task.train_batches(epoch, fabric.global_rank, world):
         for group in self.optimiser.param_groups:
             group["lr"] = task.learning_rate(epoch, self.step)
         losses = task.loss(self.network, fabric.to_device(batch))
         self.optimiser.zero_grad()
-        fabric.backward(losses["loss"])
+        fabric.backward(losses["loss"] * (task.part(batch, world) * world)) # DDP takes the mean
         if task.clip:
             fabric.clip_gradients(self.network, self.optimiser, max_norm=task.clip,
                 error_if_nonfinite=False)
         self.optimiser.step()
         self.step += 1
         mean.add(losses, task.size(batch))
-        bar.update(task.size(batch) * fabric.world_size)
+        bar.update(task.size(batch) * world)
     return mean.means("train", fabric)
 
 # %% ../nbs/07_training.ipynb #23be9941
@@ -300,15 +308,15 @@ def weights_of(network: nn.Module) -> dict[str, torch.Tensor]:
     "A copy of all weights on the CPU"
     return {k: v.detach().cpu().clone() for k, v in network.state_dict().items()}
 
-def new_fabric(accelerator: str, devices: int) -> "Fabric":
+def new_fabric(accelerator: str, devices: int, num_nodes: int = 1) -> "Fabric":
     "A quiet Fabric, its processes started. Raises ValueError for devices that are not there."
     from lightning.fabric import Fabric
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     for name in ("lightning.fabric", "lightning.pytorch"): # of both, whichever was imported last
         logging.getLogger(name).setLevel(logging.ERROR)
-    strategy = "ddp" if devices > 1 else "auto"
+    places = dict(accelerator=accelerator, devices=devices, num_nodes=num_nodes)
     try:
-        fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
+        fabric = Fabric(strategy="ddp" if devices * num_nodes > 1 else "auto", **places)
     except (RuntimeError, MisconfigurationException) as e:
         asked = hint(f"accelerator={accelerator!r}, devices={devices}",
             f"--accelerator {accelerator} --devices {devices}")
@@ -325,19 +333,20 @@ def train(
     resume: bool = False, # continue the run in `run_dir`
     progress: bool = True, # show a progress bar
     accelerator: str = "auto", # "auto", "cpu", "gpu", "mps"
-    devices: int = 1, # processes or GPUs
+    devices: int = 1, # processes or GPUs of each machine
+    num_nodes: int = 1, # machines
 ) -> pd.DataFrame: # one row an epoch: losses of training and validation, seconds, cells a second
     "Train, keep the best or the last epoch. Raises FloatingPointError, OSError, ValueError."
     if max_epochs < 1:
         raise ValueError(f"max_epochs={max_epochs} must be at least 1")
     if resume and run_dir is None:
         raise ValueError("resume=True continues the run in `run_dir`, which is not given")
-    task.check(devices)
+    task.check(devices * num_nodes)
     state, gpus = task.state, range(torch.cuda.device_count())
     with run_folder(run_dir, resume) as folder, sigterm_exits(), torch.random.fork_rng(gpus):
         if folder and resume:
             state = read_checkpoint(folder, task.identity())
-        fabric = new_fabric(accelerator, devices)
+        fabric = new_fabric(accelerator, devices, num_nodes)
         run = TrainingRun(task, fabric, fabric.broadcast(state))
         if folder and run.rows:
             write_history(folder, run.rows)

@@ -21,10 +21,12 @@ COUNTS = cells().X
 
 
 @pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
-@pytest.mark.parametrize("what,message", [("folder", "is a folder"), ("x.csv", "is a .csv file"), ("cut.h5ad", "cannot be read"),
+@pytest.mark.parametrize("what,message", [("folder", "is a folder"), ("x.zarr", "is a Zarr store.*read_zarr"),
+                                          ("x.csv", "is a .csv file"), ("cut.h5ad", "cannot be read"),
                                           ("other.h5ad", "cannot be read"), ("text.h5ad", "cannot be read")])
 def test_files_that_are_no_h5ad(tmp_path, what, message):
-    (tmp_path / "folder").mkdir()
+    for folder in ("folder", "x.zarr"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "x.csv").write_text("a,b\n")
     (tmp_path / "text.h5ad").write_text("not hdf5")
     cells().write_h5ad(tmp_path / "whole.h5ad")

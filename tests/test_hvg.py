@@ -1,8 +1,11 @@
 """Selection of genes, in memory and in parts: what the page 01c_hvg cannot hold."""
+import contextlib
 import os
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +13,7 @@ import scipy.sparse as sp
 import warm
 from anndata import AnnData
 
-from scformer_nb import data, hvg
+from scformer_nb import data, h5ad, hvg
 from scformer_nb.datasets import open_cells
 from scformer_nb.simulate import simulate
 
@@ -126,8 +129,8 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(hvg, "LARGE", 300)
 
 
-@pytest.mark.parametrize("form", ["CSR", "dense", "CSC", "CSR in a layer", "dense in a layer", "in memory"])
-@pytest.mark.filterwarnings("ignore:X is stored by columns .CSC.. it is read whole; stored by rows")
+@pytest.mark.parametrize("form", ["CSR", "dense", "CSC", "CSC in a layer", "CSR in a layer", "dense in a layer", "in memory"])
+@pytest.mark.filterwarnings("ignore:.* is stored by columns .CSC.. it is first sorted by rows, in")
 def test_an_atlas_gives_the_counts_of_genes_chosen_on_a_sample(form, small_parts, tmp_path):
     rows = hvg.sample_rows(ATLAS.obs["batch"], 300)
     chosen = hvg.preprocess(ATLAS[rows], n_hvg=60, batch_key="batch", min_cells=0)
@@ -201,7 +204,7 @@ def test_a_source_that_changes_while_it_is_read(small_parts, monkeypatch):
 
 def test_a_file_that_ends_early(small_parts, tmp_path):
     ATLAS.write_h5ad(tmp_path / "x.h5ad")
-    with open_cells(tmp_path / "x.h5ad") as source:
+    with pytest.raises(ValueError, match="x.h5ad has changed while it was read"), open_cells(tmp_path / "x.h5ad") as source:
         os.truncate(tmp_path / "x.h5ad", 60_000)
         with pytest.raises(ValueError, match="cannot be read .*: the file may end early"):
             hvg.preprocess(source)
@@ -225,12 +228,53 @@ def test_counts_are_copied_once(batch_key):
     assert peaks[0] < 1.5 and peaks[1] < 3, peaks
 
 
+def test_a_file_that_is_written_between_the_two_passes(small_parts, tmp_path, monkeypatch):
+    "Also where the counts are the same: what else was read may not be."
+    ATLAS.write_h5ad(tmp_path / "x.h5ad")
+    second = hvg.read_genes
+
+    def write_before(*args):
+        os.utime(tmp_path / "x.h5ad", (1, 1))
+        return second(*args)
+
+    monkeypatch.setattr(hvg, "read_genes", write_before)
+    with pytest.raises(ValueError, match="x.h5ad has changed while it was read: start again"), open_cells(tmp_path / "x.h5ad") as source:
+        hvg.preprocess(source, n_hvg=60)
+
+
+@pytest.mark.filterwarnings("ignore:X is stored by columns")
+def test_a_file_by_columns_that_ends_early_or_is_damaged(small_parts, tmp_path):
+    a = AnnData(ATLAS.X.tocsc(), obs=ATLAS.obs, var=ATLAS.var)
+    a.write_h5ad(tmp_path / "cut.h5ad")
+    with contextlib.suppress(ValueError), open_cells(tmp_path / "cut.h5ad") as source:
+        os.truncate(tmp_path / "cut.h5ad", 60_000)
+        with pytest.raises(ValueError, match="X cannot be sorted by rows .*: the file may be damaged"):
+            hvg.preprocess(source)
+    a.write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file["X/indices"][100] = 5000
+    with pytest.raises(ValueError, match="X is a damaged sparse matrix"), open_cells(tmp_path / "x.h5ad") as source:
+        hvg.preprocess(source)
+
+
+def test_no_room_to_sort_a_file_by_columns(small_parts, tmp_path, monkeypatch):
+    AnnData(ATLAS.X.tocsc(), obs=ATLAS.obs, var=ATLAS.var).write_h5ad(tmp_path / "x.h5ad")
+    monkeypatch.setattr(h5ad.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e3))
+    message = "to sort it by rows takes .* GB of .*, which has 0.0 GB free: set TMPDIR .* adata.X = adata.X.tocsr"
+    with pytest.raises(ValueError, match=message), open_cells(tmp_path / "x.h5ad") as source:
+        hvg.preprocess(source)
+
+
+@pytest.mark.parametrize("form", ["csr", "csc"])
 @pytest.mark.filterwarnings("ignore:.* of the .* genes kept")
-def test_an_atlas_is_never_in_memory_as_a_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PART", 500)
+@pytest.mark.filterwarnings("ignore:.* is stored by columns")
+def test_an_atlas_is_never_in_memory_as_a_whole(form, tmp_path, monkeypatch):
+    monkeypatch.setattr(h5ad, "BLOCK", 20_000)
+    monkeypatch.setattr(data, "PART", 200)
     monkeypatch.setattr(hvg, "LARGE", 500)
     X = sp.random(6000, 2000, 0.1, "csr", np.float32, 0, lambda n: np.random.default_rng(0).poisson(2, n) + 1)
-    AnnData(X, layers={"raw": X}).write_h5ad(tmp_path / "x.h5ad")
+    stored = X.asformat(form)
+    AnnData(stored, layers={"raw": stored}).write_h5ad(tmp_path / "x.h5ad")
     hvg.preprocess(AnnData(X[:500]), n_hvg=100)  # imports and compiles
     tracemalloc.start()
     with open_cells(tmp_path / "x.h5ad") as source:

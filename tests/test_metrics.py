@@ -453,3 +453,16 @@ def test_ways_out_in_the_shell():
     obs = pd.DataFrame({"batch": ["a", "b"]})
     with speaking_shell(), pytest.raises(KeyError, match="label_key='type' is not in obs.*or leave --label-key out"):
         text_column(obs, "type", "label_key")
+
+
+def test_long_steps_say_how_far_they_are(monkeypatch, capfd):
+    "A line at the beginning and one at the end, where nobody looks at a terminal."
+    Z = np.random.default_rng(0).normal(size=(60, 4))
+    metrics.louvain(metrics.knn_graph(Z, pd.DataFrame(index=range(60))))
+    assert capfd.readouterr().err == "", "what is over at once says nothing"
+    monkeypatch.setattr(metrics, "LONG", 50)
+    metrics.louvain(metrics.knn_graph(Z, pd.DataFrame(index=range(60))))
+    said = capfd.readouterr().err
+    for part in ("neighbours: 60 of 60 cells, ", "Louvain: 20 of 20 resolutions, ", " to go"):
+        assert part in said, said
+    assert len(said.splitlines()) < 12

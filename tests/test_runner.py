@@ -15,7 +15,8 @@ import scipy.sparse as sp
 import warm
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from scformer_nb import io, runner
+from scformer_nb import data, io, runner
+from scformer_nb.h5ad import memory_of
 from scformer_nb.simulate import simulate
 
 PARAMETERS = """dataset: str = "toy"  # a name, or an .h5ad
@@ -156,6 +157,20 @@ def test_data_that_is_refused(run_toy, cells, tmp_path):
     assert "cannot be read as .h5ad" in refused(tmp_path / "cut.h5ad")
     assert "must hold raw counts" in refused(tmp_path / "logged.h5ad")
     assert "label_key='celltype' is not a column of obs; did you mean 'cell_type'?" in refused(cells, "-p", "label_key=celltype")
+
+
+def test_a_large_file_is_checked_in_parts_and_what_the_page_needs_is_said(run_toy, cells, tmp_path, monkeypatch):
+    a = simulate(n_cells=300, n_genes=200)
+    a.write_h5ad(tmp_path / "large.h5ad")
+    monkeypatch.setattr(runner, "LARGE", 250)
+    monkeypatch.setattr(data, "PART", 100)
+    monkeypatch.setattr(runner, "execute", lambda *args: (_ for _ in ()).throw(runner.PageFailed("the page began")))
+    need = 2 * memory_of(tmp_path / "large.h5ad") / 1e9
+    said = run_toy(tmp_path / "large.h5ad", "-o", tmp_path / "out", code=1)[1]
+    assert f"warning: large.h5ad has 300 cells, and a page reads them whole: it takes about {need:,.1f} GB" in said
+    a.X.data[a.X.indptr[250]] = -1
+    a.write_h5ad(tmp_path / "bad.h5ad")
+    assert "among cells 201 to 300 1 of" in run_toy(tmp_path / "bad.h5ad", "-o", tmp_path / "new", code=2)[1]
 
 
 @pytest.mark.parametrize("kind", ["sparse", "dense"])

@@ -11,6 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from toy import CELLS, COUNTS, DSBN, RECIPE, model, our_warnings, same, toy
 
+from scformer_nb import data
 from scformer_nb.heads import HEADS
 from scformer_nb.io import speaking_shell
 from scformer_nb.model_files import write_model
@@ -103,6 +104,17 @@ def test_files_are_studies_like_others(tmp_path):
     assert (read.X != given.X).nnz == 0 and (read.varm["measured"] == given.varm["measured"]).all() and read.uns == given.uns
     with pytest.raises(FileNotFoundError, match="nowhere.h5ad"):
         join_studies([files[0], tmp_path / "nowhere.h5ad"])
+
+
+@pytest.mark.filterwarnings("ignore:.* is stored by columns")
+def test_files_may_differ_in_how_they_store_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "PART", 10)
+    stored = {"a": A.X.astype(np.float64), "b": B.X.tocsc().astype(np.int32), "c": C.X.toarray()}
+    for name, study in THREE.items():
+        anndata.AnnData(stored[name], obs=study.obs, var=study.var).write_h5ad(tmp_path / f"{name}.h5ad")
+    files = {name: tmp_path / f"{name}.h5ad" for name in THREE}
+    joined, expected = (join_studies(given, n_hvg=40) for given in (files, THREE))
+    assert joined.var_names.equals(expected.var_names) and (joined.X != expected.X).nnz == 0
 
 
 def test_counts_are_those_of_the_studies_and_nothing_is_changed():
