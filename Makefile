@@ -32,7 +32,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 	$(SAY) the tests
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(VENV)/.dev ## for every edit, in about a minute: sync, style, one page, the fast tests
+test-fast: $(VENV)/.dev ## for every edit, in about two minutes: sync, style, one page, the fast tests
 	@$(TOOL) check
 	@$(BIN)/ruff check -q nbs tests tools docs
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev_test --path $(PAGE) --n_workers 1

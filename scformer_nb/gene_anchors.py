@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .alignment import shared_recall
+from .alignment import csls, shared_recall
 from .cross_species import shared_genes
 from .gene_names import gene_table
 
@@ -85,10 +85,7 @@ def turned(M: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (n, m); maps of bo
 # %% ../nbs/41b_gene_anchors.ipynb #0fe35de6
 def mutual(A: np.ndarray, B: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: # row numbers
     "Rows of unit length that are among each other's k nearest, corrected for hubs (CSLS)."
-    S = A @ B.T
-    near = min(10, *S.shape)
-    hub = [np.partition(M, -near, axis=1)[:, -near:].mean(1) for M in (S, S.T)]
-    S = 2 * S - hub[0][:, None] - hub[1]
+    S = csls(A @ B.T)
     least = [np.partition(M, -min(k, M.shape[1]), axis=1)[:, -min(k, M.shape[1])] for M in (S, S.T)]
     return np.nonzero((S >= least[0][:, None]) & (S >= least[1]))
 

@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 from .datasets import DATASETS, load
 from .embedding import least_share
 from .io import hint, nearest_name, write_bytes, write_text
+from .ledger import read_lines
 from .mapping import Reference
 from .model_files import FACTS_FILE, MODELS, damaged, find_model, model_file
 from .model_files import read_facts, shipped_models, write_model
@@ -252,9 +253,7 @@ SCORES = {"kNN_accuracy": "kNN accuracy", "NMI_ARI": "(NMI + ARI) / 2",
 
 def describe_checks(name: str, ledger: Path) -> str: # Markdown
     "The numbers of a plan on its checks, of all their cells, from the ledger."
-    text = ledger.read_text() if ledger.exists() else ""
-    lines = [json.loads(line) for line in text.splitlines()]
-    found = {(x["dataset"], x["method"]): x["metrics"] for x in lines
+    found = {(x["dataset"], x["method"]): x["metrics"] for x in read_lines(ledger)
         if x["option"] == "all cells" and x["dataset"] in find_plan(name).checks
         and x["method"] in ("zero-shot", "PCA")}
     return table_of([{"new study": dataset, "method": method}

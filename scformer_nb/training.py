@@ -209,6 +209,7 @@ class ScFormerTask(TrainingTask):
         return 1 if batch.share is None else batch.share.part
 
     def validate(self, device: torch.device) -> dict[str, float]:
+        "Mean losses of the held-out cells, each masked as it always is."
         mean = MeanLosses()
         for b in epoch_batches(self.cells, self.valid_rows, self.recipe, (self.seed, 2)):
             mean.add(self.network(b.to(device)), self.size(b))
@@ -217,6 +218,7 @@ class ScFormerTask(TrainingTask):
 # %% ../nbs/07_training.ipynb #d03d5deb
 @patch
 def learning_rate(self: ScFormerTask, epoch: int, step: int) -> float:
+    "That of the recipe: it rises over the first steps, and falls by epochs and by steps."
     r = self.recipe
     rise = min(1, (step + 1) / max(1, r.warmup_steps))
     fall = r.lr_decay ** epoch * (0.5 ** (step / r.half_life) if r.half_life else 1)
@@ -225,6 +227,7 @@ def learning_rate(self: ScFormerTask, epoch: int, step: int) -> float:
 # %% ../nbs/07_training.ipynb #550d6e6e
 @patch
 def identity(self: ScFormerTask) -> dict[str, object]:
+    "The recipe, the seed and a digest of cells, genes, bins and batches."
     c = self.cells
     digest = hashlib.sha256(json.dumps([c.vocab.genes, c.genes]).encode())
     for part in (c.bins.indptr, c.bins.indices, c.bins.data, c.counts.data, c.batch):
@@ -281,6 +284,7 @@ def train(self: TrainingRun, epoch: int, bar: tqdm) -> dict[str, float]: # mean 
 @patch
 @torch.no_grad()
 def validate(self: TrainingRun) -> dict[str, float]: # of `task.validate`, the same in all processes
+    "Validate in the first process, and tell the others."
     self.network.eval()
     first = self.fabric.is_global_zero
     return self.fabric.broadcast(self.task.validate(self.fabric.device) if first else None)

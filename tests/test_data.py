@@ -8,19 +8,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+from toy import cells
 
 from scformer_nb import data
 from scformer_nb.io import speaking_shell
 from scformer_nb.simulate import simulate
 
 # ---- bad input
-
-def cells(**how):
-    a = simulate(60, 40, 2, 2)
-    for k, v in how.items():
-        setattr(a, k, v(a) if callable(v) else v)
-    return a
-
 
 def dense(value):
     X = simulate(60, 40, 2, 2).X.toarray()

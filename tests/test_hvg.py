@@ -12,19 +12,13 @@ import pytest
 import scipy.sparse as sp
 import warm
 from anndata import AnnData
+from toy import cells
 
 from scformer_nb import data, h5ad, hvg
 from scformer_nb.datasets import open_cells
 from scformer_nb.simulate import simulate
 
 # ---- bad input
-
-def cells(**how):
-    a = simulate(60, 40, 2, 2)
-    for k, v in how.items():
-        setattr(a, k, v(a) if callable(v) else v)
-    return a
-
 
 def sized(values):
     a = cells()

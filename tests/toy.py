@@ -24,6 +24,14 @@ def toy(X=COUNTS, names=None, layers=None, **obs):
     return anndata.AnnData(X, obs=CELLS.obs.assign(**obs), var=var, layers=layers)
 
 
+def cells(**how):
+    "Sixty cells of forty genes with attributes set, to values or to what functions make of the cells."
+    a = simulate(60, 40, 2, 2)
+    for k, v in how.items():
+        setattr(a, k, v(a) if callable(v) else v)
+    return a
+
+
 def with_value(value):
     X = COUNTS.toarray()
     X[3, 5] = value
