@@ -202,7 +202,8 @@ def fit(
         cells = data[0] if len(data) == 1 else data
         model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     how = accelerator, devices, num_nodes
-    model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
+    with scf.runs.run_folder(out, resume):
+        model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4
@@ -315,9 +316,10 @@ def perturb_fit(
     scf.runs.check_run_folder(out, resume)
     model = scf.perturbation.PerturbationModel(scf.load(data), condition_key, batch_key, layer,
         direction, target, gene_sets, n_hvg, seed=seed)
-    if epochs:
-        model.fit(epochs, out, resume, is_watched())
-    model.save(out, overwrite=True)
+    with scf.runs.run_folder(out, resume):
+        if epochs:
+            model.fit(epochs, out, resume, is_watched())
+        model.save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #0206e320

@@ -30,7 +30,7 @@ from .datasets import datasets, open_cells
 from .gene_names import looks_like_ensembl
 from .h5ad import memory_of
 from .hvg import LARGE
-from .io import lock_folder, nearest_name, write_bytes, write_text
+from .io import leftovers, lock_folder, nearest_name, write_bytes, write_text
 from .report import headings, write_report
 
 # %% ../nbs/51_runner.ipynb #9ed6ba4e
@@ -319,6 +319,8 @@ def run_page(
     command = _command_line(short, data, given, quick, out)
     with lock_folder(folder):
         check_folder(folder, short, values)
+        for left in (p for place, _, _ in os.walk(folder) for p in leftovers(Path(place))):
+            left.unlink() # of a killed run
         for old in (folder / "metrics.json", folder / "failed.ipynb"):
             old.unlink(missing_ok=True)
         write_text(folder / "run.json", json.dumps(about | {"command": command}, indent=1))
