@@ -62,6 +62,15 @@ def test_save_figure_makes_its_folder_and_keeps_dots(tmp_path):
     assert (tmp_path / "new" / "v1.5_umap.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_figure_that_is_cut_off_leaves_the_old(tmp_path, monkeypatch):
+    fig = plot_methods({"PCA": np.eye(4)[:, :2]}, pd.Series(list("aabb"), name="type"))
+    old = save_figure(fig, tmp_path / "umap", dpi=20).read_bytes()
+    monkeypatch.setattr(fig, "savefig", lambda file, **how: (file.write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        save_figure(fig, tmp_path / "umap", dpi=20)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"umap.png": old}
+
+
 def test_colours_cost_no_scanpy():
     code = "import sys, scformer_nb.plots; assert not {'scanpy', 'igraph', 'torch', 'scib'} & set(sys.modules)"
     subprocess.run([notebooks.BIN / "python", "-c", code], check=True)

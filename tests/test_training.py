@@ -328,7 +328,7 @@ def test_resume_writes_nothing_into_a_folder_that_no_run_made(tmp_path, no_train
 
 
 def test_what_a_killed_run_left_is_removed(finished, tmp_path):
-    (tmp_path / ".last.ckpt.a1b2c3").write_bytes(b"half")
+    (tmp_path / ".last.ckpt.a1b2c3a1b2c3a1b2").write_bytes(b"half")
     assert len(model(1, tmp_path, resume=True).history) == 1
     assert files(tmp_path) == files(finished)
 

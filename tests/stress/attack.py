@@ -22,6 +22,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
+os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])  # of all that is started
+os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
 
 import warm  # noqa: E402
 
@@ -35,23 +37,24 @@ def obey():
     "Take the plan from the environment, then run what the arguments name."
     plan, words = json.loads(os.environ["ATTACK"]), sys.argv[1:]
     with_small_models()
-    if words[0] == "run":
-        fork_kernels()
     facts = watch_changes(plan)
     started = time.monotonic()
     atexit.register(lambda: tell(plan, dict(facts, cpu=time.process_time(), wall=time.monotonic() - started)))
     if "user" in plan:
         os.setgroups([])
         os.setuid(plan["user"])
-    if "gate" in plan:  # all that wait there go on together
-        with open(plan["gate"]) as gate:
-            gate.read()
-        time.sleep(plan.get("late", 0))
     for kind, limit in (("byte", resource.RLIMIT_FSIZE), ("room", resource.RLIMIT_FSIZE), ("handles", resource.RLIMIT_NOFILE)):
         if kind in plan:
             resource.setrlimit(limit, (plan[kind], plan[kind]))
     if "byte" in plan:
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    if words[0] == "run":
+        fork_kernels()
+    if "gate" in plan:  # where all wait for the last
+        Path(f"{plan['gate']}_{os.getpid()}").touch()
+        while not os.path.exists(plan["gate"]):
+            time.sleep(.002)
+        time.sleep(plan.get("late", 0))
     for kind, clock in (("cpu", time.CLOCK_PROCESS_CPUTIME_ID), ("wall", time.CLOCK_MONOTONIC)):
         if kind in plan:
             kill_after(plan[kind], clock)
@@ -60,10 +63,16 @@ def obey():
 
 def run(words):
     "A command, or one of the functions below."
-    if words[0] in OWN:
-        return OWN[words[0]](*words[1:])
+    import typer
+
     from scformer_nb import cli
-    cli.app(words)
+    if words[0] not in OWN:
+        cli.app(words)
+    try:
+        with cli.report_errors():
+            OWN[words[0]](*words[1:])
+    except typer.Exit as e:
+        sys.exit(e.exit_code)
 
 
 def tell(plan, facts):
@@ -176,7 +185,16 @@ def note(file):
     datasets.fetch(file)
 
 
-OWN = dict(ledger=ledger, writing=writing, note=note)
+def keep(out, number):
+    "Arrays of a run, beside those of others."
+    import numpy as np
+
+    from scformer_nb.experiment import Results
+    Path(out).mkdir(exist_ok=True)
+    Results("toy", "cells", out).keep(f"run {number}", Z=np.arange(2000.))
+
+
+OWN = dict(ledger=ledger, writing=writing, note=note, keep=keep)
 
 
 # ---- in the process that attacks
@@ -234,6 +252,7 @@ def commands(place, epochs=3):
         pretrain=["fit", place / "one.h5ad", place / "two.h5ad", *n, "-o"],
         perturb=["perturb", "fit", place / "screen.h5ad", "--direction", "up", *n, "-o"],
         linear=["perturb", "fit", place / "screen.h5ad", "--direction", "up", "-o"],
+        predict=["perturb", "predict", place / "linear", "gene0", "-o"],
         embed=["embed", place / "model", place / "cells.h5ad", "-o"],
         run=["run", "toy", place / "cells.h5ad", "-o"],
         writing=["writing", place / "columns.h5ad"],
@@ -242,8 +261,8 @@ def commands(place, epochs=3):
 
 def start(words, place, cwd=None, **plan):
     "A process that runs a command under a plan."
-    env = os.environ | {"ATTACK": json.dumps(plan), "TOY_PAGE": str(place / "50_exp_toy.ipynb"), "TQDM_DISABLE": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path[:3]), "TMPDIR": str(plan.get("tmp", place)), "COLUMNS": "300", "TERM": "dumb"}
+    env = os.environ | {"ATTACK": json.dumps(plan, default=str), "TOY_PAGE": str(place / "50_exp_toy.ipynb"), "TQDM_DISABLE": "1",
+        "SCFORMER_DATA_DIR": str(place / "data"), "TMPDIR": str(plan.get("tmp", place)), "COLUMNS": "300", "TERM": "dumb"}
     env |= plan.get("env", {})
     with one_at_a_time:
         return warm.Popen([sys.executable, "-c", CODE, *map(str, words)], env=env, cwd=cwd or place, text=True,
@@ -263,6 +282,16 @@ def wait(process, timeout=120):
 
 def call(words, place, **plan):
     return wait(start(words, place, **plan))
+
+
+def together(jobs, place, gate):
+    "Commands with their delays in seconds, at once: how each of them ended."
+    started = [start(words, place, gate=str(gate), late=late, tmp=place) for words, late in jobs]
+    while len(list(gate.parent.glob(f"{gate.name}_*"))) < len(jobs):
+        must(all(process.poll() is None for process in started), "one of them ended at once")
+        time.sleep(.01)
+    gate.touch()
+    return [wait(process) for process in started]
 
 
 def must(holds, text):
@@ -292,8 +321,12 @@ def weights(folder):
     import torch
 
     from scformer_nb.model_files import read_facts, read_weights
-    kind = "perturbation" if "perturbation" in (folder / "model.json").read_text()[:100] else None
-    facts = read_facts(folder, kind=kind)
+    try:
+        facts = read_facts(folder)
+    except ValueError as e:
+        if "another kind" not in str(e):
+            raise
+        facts = read_facts(folder, kind="perturbation")
     history = [{k: v for k, v in row.items() if k not in ("seconds", "cells_per_second")} for row in facts["history"]]
     tensors = {k: torch.nan_to_num(v.double()).numpy().tobytes() for k, v in
         read_weights(folder, may_be_nan=("effects.own",)).items()}
@@ -303,10 +336,15 @@ def weights(folder):
 def contents(path):
     "All arrays of an .h5ad by name."
     import h5py
+    import numpy as np
     found = {}
+
+    def add(name, x):
+        if isinstance(x, h5py.Dataset) and not name.endswith(("seconds", "cells_per_second")):
+            found[name] = repr(np.asarray(x[()]).tolist())
     with h5py.File(path) as file:
-        file.visititems(lambda name, x: found.update({name: bytes(str(x[()].tolist()), "utf8")}) if hasattr(x, "shape") else None)
-    return {k: v for k, v in found.items() if not k.endswith(("seconds", "cells_per_second"))}
+        file.visititems(add)
+    return found
 
 
 @contextmanager
@@ -315,7 +353,9 @@ def arena():
     with tempfile.TemporaryDirectory(prefix="stress_") as name:
         place = Path(name)
         write_data(place)
+        place.chmod(0o755)
         check_done(call([*commands(place)["fit"], place / "model"], place))
+        check_done(call([*commands(place)["linear"], place / "linear"], place))
         yield place
 
 
