@@ -10,8 +10,7 @@ from kills import BESIDE, check_left, result, target, unbroken
 
 NAMES = ("fit", "pretrain", "perturb", "linear", "embed", "predict", "run", "writing", "ledger")
 SHARES = (0, .02, .3, .6, .95)  # of the largest file of an unbroken run
-HANDLES = (5, 8, 12, 16, 24, 32)
-NOBODY = 65534
+HANDLES = (5, 8, 12, 16, 24, 40)
 
 
 def files(folder):
@@ -109,12 +108,14 @@ def refused(name, words, folder, place, start=None):
         shutil.copytree(start, out) if start.is_dir() else shutil.copyfile(start, out)
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    (folder / "tmp").chmod(0o777)
-    before, resume = listing(folder), ["--resume"] if (out / "last.ckpt").exists() else []
-    must(attack.os.geteuid() == 0, "this attack needs root, who becomes another user")
-    done = call([*words, out, *resume], place, tmp=folder / "tmp", user=NOBODY, env={"HOME": str(folder / "tmp")})
+    (folder / "tmp").chmod(0o755)
+    before, resume = files(folder), ["--resume"] if (out / "last.ckpt").exists() else []
+    other = [7] if name == "ledger" else []  # a run that is not there
+    done = call([*words, out, *resume, *other], place, tmp=folder / "tmp", rights=0)
     check_refused(done, "cannot write", "Permission denied", "not permitted", "there already", "is not empty")
-    must(listing(folder) == before, "something has changed")
+    must(files(folder) == before, "something has changed")
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def no_handles(place, names=NAMES):
