@@ -60,8 +60,11 @@ def run_folder(run_dir: str | Path | None, resume: bool) -> Iterator[Path | None
 # %% ../nbs/A6_runs.ipynb #d5f08844
 def write_run(folder: Path, state: dict) -> None:
     "Write checkpoint and history"
-    with new_file(folder / CHECKPOINT, overwrite=True) as path:
-        torch.save(state, path)
+    with new_file(folder / CHECKPOINT, overwrite=True) as path, path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as e: # torch's own, after the file's
+            raise e.__context__ if isinstance(e.__context__, OSError) else e
     write_history(folder, state["rows"])
 
 def write_history(folder: Path, rows: list[dict]) -> None:

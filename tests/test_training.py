@@ -340,6 +340,15 @@ def test_a_pipe_is_no_checkpoint(run, no_training):
         model(4, run, resume=True)
 
 
+@pytest.mark.slow
+def test_a_checkpoint_without_room_says_so(tmp_path):
+    "torch hides the error of a full disk behind one of its own."
+    code = ("import resource, sys, torch; from pathlib import Path; from scformer_nb.runs import write_run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
+    done = warm.run([sys.executable, "-c", code, tmp_path])
+    assert done.returncode == 1 and "no space is left for it" in done.stderr and files(tmp_path) == []
+
+
 def test_names_of_temporary_files_cannot_be_guessed(tmp_path, monkeypatch):
     "They differ from run to run, and what lies there already is never opened."
     names, move = [], os.replace
