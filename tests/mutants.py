@@ -18,7 +18,7 @@ import tempfile
 import time
 import tomllib
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,8 +27,8 @@ import notebooks  # noqa: E402
 from report import record  # noqa: E402
 
 TABLE = ROOT / "tests/mutants.toml"
-WARM = """torch lightning.fabric scanpy scib.metrics igraph ot sklearn.cluster sklearn.metrics.cluster h5py pooch typer.testing
-    matplotlib.pyplot IPython.display safetensors.torch filelock hypothesis pytest""".split()
+WARM = """torch anndata sklearn.neighbors matplotlib.pyplot fastcore.basics h5py tqdm.auto safetensors.torch typer.testing
+    pytest""".split()  # what every test imports, by way of conftest.py
 LIMIT = 120  # seconds of a core that a file of tests, or a page, may take; ten times as many on the clock
 
 
@@ -156,15 +156,15 @@ def forked(function, *args, limit=LIMIT):
         finally:
             sys.stdout.flush()
             os._exit(0)
-    end = time.monotonic() + 10 * limit
-    while not (ended := os.waitpid(pid, os.WNOHANG)[0]) and time.monotonic() < end:
-        time.sleep(.2)
+    end, ended = time.monotonic() + 10 * limit, False
     try:
-        os.killpg(pid, signal.SIGKILL)  # and what it has started
-    except ProcessLookupError:
-        pass
-    if not ended:
-        os.waitpid(pid, 0)
+        while not (ended := os.waitpid(pid, os.WNOHANG)[0]) and time.monotonic() < end:
+            time.sleep(.2)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)  # and what it has started
+        if not ended:
+            os.waitpid(pid, 0)
     try:
         said = (folder / "log").read_text(errors="replace")[-3000:]
         if not (folder / "found").exists():
@@ -187,6 +187,12 @@ def targets(fault):
 def try_one(name):
     "What fails: a test file or page if it is given this."
     return forked(run_tests, [name]) if ".py" in name else forked(run_page, name)
+
+
+def spent():
+    "Seconds of a core that tests and pages have taken so far."
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def who_notices(name, fault, root, verbose=False):
@@ -219,15 +225,15 @@ def main(names, verbose=False):
         warm()
         try:
             for name, fault in chosen.items():
-                start = time.monotonic()
+                start = spent()
                 verdicts[name] = who_notices(name, fault, root, verbose)
-                seconds[name] = time.monotonic() - start
+                seconds[name] = spent() - start
                 print(f"{'caught by ' + verdicts[name] if verdicts[name] else 'SURVIVES'}: {name} ({seconds[name]:.0f} s)", flush=True)
         except KeyboardInterrupt:
             print(f"stopped at {name}: the others before it count")
-        start = time.monotonic()
+        start = spent()
         bad = fail_anyway(sorted(filter(None, set(verdicts.values()))))
-        print(f"what caught them passes without them ({time.monotonic() - start:.0f} s)" if not bad else f"fails without a fault: {bad}")
+        print(f"what caught them passes without them ({spent() - start:.0f} s)" if not bad else f"fails without a fault: {bad}")
     caught = {name: by for name, by in verdicts.items() if by and by not in bad}
     modules = defaultdict(list)
     for name, fault in mutants().items():
