@@ -16,6 +16,7 @@ import torch
 
 from .data import CountReader, check_adata
 from .hvg import choose_hvg
+from .io import about_file
 from .recipe import Recipe
 from .scformer import ScFormer, build_network
 from .tokens import Vocabulary, align_genes
@@ -114,7 +115,8 @@ def from_pretrained(
     seed: int = 0, # of split, order and masks
 ) -> ScFormer: # ready for `fit`, or to embed as the old one would
     "A model of new cells that begins as another one ended. Raises ValueError, FileNotFoundError."
-    old = ScFormer.load(folder)
+    with about_file(folder):
+        old = ScFormer.load(folder)
     data = take_known_genes(adata, old.vocab, n_new, batch_key, layer)
     recipe = replace(old.recipe, **TUNING)
     model = ScFormer(data, batch_key, n_hvg=data.n_vars, n_bins=old.settings["n_bins"], seed=seed,

@@ -30,7 +30,7 @@ from .datasets import datasets, open_cells
 from .gene_names import looks_like_ensembl
 from .h5ad import memory_of
 from .hvg import LARGE
-from .io import lock_folder, nearest_name, write_bytes, write_text
+from .io import about_file, lock_folder, nearest_name, write_bytes, write_text
 from .report import headings, write_report
 
 # %% ../nbs/51_runner.ipynb #9ed6ba4e
@@ -185,7 +185,8 @@ def inspect_data(data: str, values: dict, params: dict[str, Parameter]) -> tuple
     """See whether a page can run on a data set or file: the data in a line, and notes.
     Raises ValueError, FileNotFoundError."""
     layer = values.get("layer") or None
-    with open_cells(data) as adata, warnings.catch_warnings(action="ignore"): # the page gives them
+    quiet = warnings.catch_warnings(action="ignore") # the page gives them
+    with about_file(data), open_cells(data) as adata, quiet:
         columns = _count_values(adata.obs, values, params)
         reader = CountReader(adata, layer)
         for _ in reader.parts(len(reader) if len(reader) <= LARGE else None):
