@@ -35,7 +35,9 @@ def weights_of_data(model: ScFormer) -> set[str]: # names in the network's state
 # %% ../nbs/08b_pretrained.ipynb #f2d6f663
 def rotation(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor: # (dim, dim) from two (genes, dim)
     "What brings A closest to B: rotated and scaled."
-    u, _, vt = torch.linalg.svd(A.T @ B)
+    if not (product := A.T @ B).isfinite().all():
+        raise ValueError("the weights of the old model are too large; train it with a lower lr")
+    u, _, vt = torch.linalg.svd(product)
     return u @ vt * (B.norm() / A.norm().clamp(min=1e-12))
 
 # %% ../nbs/08b_pretrained.ipynb #4bc50732

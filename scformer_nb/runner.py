@@ -30,7 +30,8 @@ from .datasets import datasets, open_cells
 from .gene_names import looks_like_ensembl
 from .h5ad import memory_of
 from .hvg import LARGE
-from .io import about_file, lock_folder, nearest_name, write_bytes, write_text
+from .io import about_file, lock_folder, nearest_name, read_json
+from .io import write_bytes, write_text
 from .report import headings, write_report
 
 # %% ../nbs/51_runner.ipynb #9ed6ba4e
@@ -214,7 +215,7 @@ def check_folder(folder: Path, page: str, values: dict) -> None:
     if not folder.is_dir() or all(p.name == ".lock" for p in folder.iterdir()):
         return
     try:
-        made = json.loads((folder / "run.json").read_text())
+        made = read_json(folder / "run.json")
         before = {k: made["parameters"][k] for k in DATA if made["parameters"].get(k)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{folder} is not empty and no run of a page made it; {other}") from None

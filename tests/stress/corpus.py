@@ -8,6 +8,7 @@ or another result than the good file's where it is the same.
 """
 import argparse
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -80,14 +81,14 @@ def plain(text):
 
 
 def named(path, text):
-    "Whether a message says which of the inputs it is about, by name or as the study that bears its name."
-    return plain(path) in plain(text) or plain(Path(path).name) in plain(text) or plain(f"study '{Path(path).stem}'") in plain(text)
+    "Whether a message says which of the inputs it is about, by name or as the study of its name."
+    return plain(path) in plain(text) or plain(Path(path).name) in plain(text) or f"'{Path(path).stem}'" in text
 
 
 def left(out):
     "What is there of an output, but for the lock of a folder."
-    return [str(p.name) for p in [*out.parent.glob(f".{out.name}.*"), *([out] if out.is_file() else out.glob("*") if out.is_dir() else [])]
-            if p.name != ".lock"]
+    beside = list(out.parent.glob(f".{out.name}.*"))
+    return [p.name for p in [*beside, *([out] if out.is_file() else out.glob("*"))] if p.name != ".lock"]
 
 
 def judge(entry, want, path, good, folder):
@@ -105,7 +106,8 @@ def judge(entry, want, path, good, folder):
             return f"{len(lines)} lines instead of an error: {said[-600:]}"
         if want in ("same", "fine"):
             return f"refused: {said[-300:]}"
-        if not named(path if isinstance(path, str | Path) else path[entry.broken], lines[0]):
+        about = path if isinstance(path, str | Path) else path[entry.broken]
+        if not named(about, lines[0]) and not (entry.also and named(entry.also(folder.parent), lines[0])):
             return f"does not name the file: {lines[0][:300]}"
         return f"something is left: {left(out)}" if left(out) and not entry.keeps else ""
     if want == "fail":
@@ -136,6 +138,8 @@ def differs(result, good):
 
 def wanted(want, entry):
     "What must come of a case at an entry point: `any fit:fail`, and the words of corpus_files.py."
+    if entry.refuses:
+        return "fail"
     first, *special = want.split()
     special = dict(word.split(":") for word in special)
     for name in (entry.name, *entry.kinds):
@@ -146,11 +150,10 @@ def wanted(want, entry):
     return first
 
 
-def work(group, folder, first, every):
+def work(module, group, folder, first, every):
     "Judge the cases from the first on; a line of JSON before and after each."
-    from corpus_own import GROUPS
     prepare()
-    cases, entries = GROUPS[group]
+    cases, entries = importlib.import_module(module).GROUPS[group]
     limit_memory()
     say = os.fdopen(os.dup(1), "w", buffering=1)
     goods, number, here = {}, -1, Path(folder, f"work{first}")
@@ -180,18 +183,18 @@ def work(group, folder, first, every):
 
 # ---- in the process that watches
 
-def watch(group, folder, every=1, show=True):
+def watch(group, folder, every=1, show=True, module="corpus_own"):
     "Case: what was wrong at which entry point, and the seconds of all."
     wrong, number, seconds = {}, 0, {}
     while number is not None:
-        number = watch_one(group, folder, number, every, wrong, seconds, show)
+        number = watch_one(module, group, folder, number, every, wrong, seconds, show)
     return wrong, sum(seconds.values())
 
 
-def watch_one(group, folder, first, every, wrong, seconds, show):
+def watch_one(module, group, folder, first, every, wrong, seconds, show):
     "Follow one process; where the next begins, if one is needed."
     words = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path[:2]!r}; import corpus; "
-             f"corpus.work({group!r}, {str(folder)!r}, {first}, {every})"]
+             f"corpus.work({module!r}, {group!r}, {str(folder)!r}, {first}, {every})"]
     with open(folder / "stderr", "w") as errors, warm.Popen(words, stdout=warm.subprocess.PIPE, stderr=errors, text=True) as process:
         lines = queue.Queue()
         threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put(None)], daemon=True).start()

@@ -61,7 +61,8 @@ def on_hdf5(change):
 def on_cells(change, write=anndata.AnnData.write_h5ad, name="case.h5ad"):
     def make(good, folder):
         adata = anndata.read_h5ad(good)
-        adata = change(adata) or adata
+        changed = change(adata)
+        adata = adata if changed is None else changed
         write(adata, folder / name)
         return folder / name
     return make

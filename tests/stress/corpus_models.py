@@ -140,7 +140,7 @@ MODELS = {
     **{f"format {value!r}": ("fail", fact("format", value)) for value in (2, "1", True, 1.0)},
     # names that are paths or markup
     "batch_key is a path": ("any", fact("settings.batch_key", "../../etc/passwd")),
-    "layer is a path": ("fail", fact("settings.layer", "../../x")),
+    "layer is a path": ("any embed:fail", fact("settings.layer", "../../x")),
     "batches nobody trained": ("fail", fact("settings.batches", ["a", "b", "c"])),
     "hvg is text": ("fail", fact("settings.hvg", "x")),
     "n_cells is text": ("fail", fact("settings.n_cells", "many")),

@@ -1,4 +1,5 @@
 """The entry points that read files, and the good files that cases are made of."""
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,14 @@ class Entry:
     kinds: tuple = ()  # needs "counts", a fitted "model", the columns of "scores"
     broken: int = 0  # which of several inputs the message must name
     keeps: bool = False  # the output is a folder that is there before
+    also: Callable | None = None  # of a folder: another input, which a message may name instead
+    refuses: bool = False  # even the good input
 
     def expected(self, folder, goods):
         "The result of the good input, computed once."
         if self.name not in goods:
             import corpus
-            out = folder / f"expected_{self.name}{self.suffix}".replace(" ", "_")
+            out = Path(tempfile.mkdtemp(dir=folder), f"out{self.suffix}")
             code, said, printed = corpus.attempt(self.act, self.good(folder), out)
             assert code == 0, said
             goods[self.name] = self.result(out, printed)
@@ -63,8 +66,9 @@ def second(folder):
 
 @once
 def model_folder(place):
-    import scformer_nb as scf
     from corpus_files import good_cells
+
+    import scformer_nb as scf
     made = scf.ScFormer(good_cells(), "batch", recipe=scf.recipe.DEFAULT)
     made.fit(1, progress=False, accelerator="cpu").save(place / "model")
 
@@ -75,9 +79,10 @@ def model(folder):
 
 @once
 def screen_folder(place):
-    import scformer_nb as scf
     from corpus_files import good_cells
     from toy import SMALL_SCREEN
+
+    import scformer_nb as scf
     scf.perturbation.PerturbationModel(good_cells(), recipe=SMALL_SCREEN).save(place / "screen")
 
 
@@ -140,8 +145,9 @@ def load(path, out):
 
 MODEL_ENTRIES = [
     Entry("load", load, model),
-    Entry("embed", lambda p, out: ["embed", p, cells(base(out)), "-o", out], model, ".h5ad", embedding),
-    Entry("fit --from", lambda p, out: ["fit", cells(base(out)), "--from", p, "-o", out, "--epochs", 1, *KEYS], model, "", weights),
-    Entry("embed --labels", lambda p, out: ["embed", p, cells(base(out)), "--labels", "-o", out], model, ".h5ad", embedding),
-    Entry("perturb predict", lambda p, out: ["perturb", "predict", p, "gene_1", "-o", out], model, ".csv"),
+    Entry("embed", lambda p, out: ["embed", p, cells(base(out)), "-o", out], model, ".h5ad", embedding, also=cells),
+    Entry("fit --from", lambda p, out: ["fit", cells(base(out)), "--from", p, "-o", out, "--epochs", 1, *KEYS], model, "", weights,
+          also=cells),
+    Entry("embed --labels", lambda p, out: ["embed", p, cells(base(out)), "--labels", "-o", out], model, ".h5ad", refuses=True),
+    Entry("perturb predict", lambda p, out: ["perturb", "predict", p, "gene_1", "-o", out], model, ".csv", refuses=True),
 ]
