@@ -65,6 +65,9 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_cross_species "simulated cortex pancreas pbmc"; \
 	page exp_anchors "pancreas_whole pancreas pbmc"
 
+mutants: $(VENV)/.dev ## seeded faults, one at a time in a copy: does a test or a page notice? make mutants NAMES="mask-inverted"
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -u tests/mutants.py $(NAMES)
+
 models: $(VENV)/.core ## train the models that ship again, from registered data (some minutes on one thread)
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -c "from scformer_nb.shipped import PLANS, ship; \
 	[print(ship(name, 'scformer_nb/models')) for name in PLANS]"
@@ -132,4 +135,4 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-.PHONY: help demo test test-fast stress experiments models bench env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast stress mutants experiments models bench env hooks outputs readme docs lint sbom clean

@@ -126,6 +126,13 @@ def test_parameters_that_are_refused(given, message, run_toy, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_parameter_reaches_the_page(toy, tmp_path, monkeypatch):
+    ran, values = [], {"n": 3, "seeds": [2, 5], "methods": ["old"], "full": True}
+    monkeypatch.setattr(runner.papermill, "execute_notebook", lambda nb, place, given, **how: ran.append(given))
+    runner.execute(toy, tmp_path, values, show=False)
+    assert ran == [values]
+
+
 def test_old_names_of_pages_are_read():
     assert runner.find_page("20_exp_clustering") == runner.find_page("clustering.ipynb") == runner.pages()["clustering"]
 
