@@ -87,7 +87,8 @@ def _check_facts(facts: dict) -> None:
     numbers = [*s["gain"].values(), *s["scale"].values()]
     _must_hold(n_genes=1 <= s["n_genes"] <= len(facts["genes"]), n_bins=2 <= s["n_bins"] <= 65536,
         seed=0 <= s["seed"] < 2 ** 63, direction=s["direction"] in DIRECTIONS,
-        specials=facts["specials"] == list(SPECIALS), numbers=np.isfinite(numbers).all())
+        specials=facts["specials"] == list(SPECIALS),
+        names=len(set(facts["names"])) == len(facts["names"]), numbers=np.isfinite(numbers).all())
     mark_genes(facts["names"], facts["genes"])
 
 # %% ../nbs/33b_perturbation_files.ipynb #e8bec7ed

@@ -31,7 +31,8 @@ from .datasets import datasets, open_cells
 from .gene_names import looks_like_ensembl
 from .h5ad import memory_of
 from .hvg import LARGE
-from .io import leftovers, lock_folder, nearest_name, write_bytes, write_text
+from .io import about_file, leftovers, lock_folder, nearest_name, read_json
+from .io import write_bytes, write_text
 from .report import headings, write_report
 
 # %% ../nbs/51_runner.ipynb #9ed6ba4e
@@ -186,7 +187,8 @@ def inspect_data(data: str, values: dict, params: dict[str, Parameter]) -> tuple
     """See whether a page can run on a data set or file: the data in a line, and notes.
     Raises ValueError, FileNotFoundError."""
     layer = values.get("layer") or None
-    with open_cells(data) as adata, warnings.catch_warnings(action="ignore"): # the page gives them
+    quiet = warnings.catch_warnings(action="ignore") # the page gives them
+    with about_file(data), open_cells(data) as adata, quiet:
         columns = _count_values(adata.obs, values, params)
         reader = CountReader(adata, layer)
         for _ in reader.parts(len(reader) if len(reader) <= LARGE else None):
@@ -214,7 +216,7 @@ def check_folder(folder: Path, page: str, values: dict) -> None:
     if not folder.is_dir() or all(p.name == ".lock" for p in folder.iterdir()):
         return
     try:
-        made = json.loads((folder / "run.json").read_text())
+        made = read_json(folder / "run.json")
         before = {k: made["parameters"][k] for k in DATA if made["parameters"].get(k)}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         raise ValueError(f"{folder} is not empty and no run of a page made it; {other}") from None

@@ -72,19 +72,22 @@ def write_history(folder: Path, rows: list[dict]) -> None:
     write_text(folder / HISTORY, pd.DataFrame(rows).to_csv(index=False))
 
 # %% ../nbs/A6_runs.ipynb #d9588071
-PARTS = {"identity", "network", "optimiser", "task", "rows", "best", "step"}
+PARTS = dict.fromkeys(["identity", "network", "optimiser", "task", "best"], dict) | {
+    "rows": list, "step": int}
 
 def read_checkpoint(folder: Path, identity: dict) -> dict | None: # None: there is none
     "Read a checkpoint, running no code. Raises ValueError when it is damaged or of another run."
     path = folder / CHECKPOINT
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     regular_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         saved = {**state["identity"]}
-        if missing := PARTS - state.keys():
-            raise KeyError(*missing)
+        if wrong := [k for k, kind in PARTS.items() if not isinstance(state.get(k), kind)]:
+            raise TypeError(wrong[0])
+        if not all(w.isfinite().all() for w in state["network"].values()):
+            raise ValueError("its weights are not finite")
     except Exception as e: # of a dozen types
         raise ValueError(f"{path} is cut off or no checkpoint of this library "
                          f"({type(e).__name__}); delete it and start anew") from e

@@ -128,7 +128,7 @@ def test_files_of_two_models_are_not_mixed(own):
 
 @pytest.mark.parametrize("harm", [dict(embedding=torch.zeros(3, 5).half()), dict(embedding=torch.full((3, 32), torch.inf).half()),
     dict(labels=torch.tensor([0, 1, 9], dtype=torch.uint8)), dict(studies=torch.zeros(2, dtype=torch.uint8)), dict(labels=torch.ones(3)),
-    dict(embedding=torch.tensor(1.0))])
+    dict(embedding=torch.tensor(1.0)), dict(labels=torch.tensor([0, -1, 0], dtype=torch.int8))])
 def test_labelled_cells_that_cannot_be_are_refused(own, harm):
     cells = Labelled(np.zeros((3, 32), np.float32), np.array(["a", "b", "a"]), np.array(["s", "s", "t"]))
     write_labelled(own, cells)
