@@ -108,7 +108,8 @@ def embedding(out, printed):
 
 def names(out, printed):
     adata = anndata.read_h5ad(out)
-    return {"genes": list(adata.var_names), "counts": np.asarray(adata.X.todense() if hasattr(adata.X, "todense") else adata.X, float)}
+    X = adata.X.toarray() if hasattr(adata.X, "toarray") else adata.X
+    return {"genes": list(adata.var_names), "counts": None if X is None else X.tolist()}  # as they were, even if they are no counts
 
 
 def scores(out, printed):
