@@ -209,7 +209,8 @@ def fit(
         with about_file(data[0]) if len(data) == 1 else nullcontext():
             model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     how = accelerator, devices, num_nodes
-    model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
+    with scf.runs.run_folder(out, resume):
+        model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4
@@ -325,9 +326,10 @@ def perturb_fit(
     with about_file(data):
         model = scf.perturbation.PerturbationModel(cells, condition_key, batch_key, layer,
             direction, target, sets, n_hvg, seed=seed)
-    if epochs:
-        model.fit(epochs, out, resume, is_watched())
-    model.save(out, overwrite=True)
+    with scf.runs.run_folder(out, resume):
+        if epochs:
+            model.fit(epochs, out, resume, is_watched())
+        model.save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #0206e320

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['speaking_shell', 'hint', 'nearest_name', 'regular_file', 'read_text', 'read_json', 'about_file', 'check_free',
-           'new_file', 'write_bytes', 'write_text', 'lock_folder', 'in_notebook', 'progress_bar', 'moved']
+           'leftovers', 'new_file', 'write_bytes', 'write_text', 'lock_folder', 'in_notebook', 'progress_bar', 'moved']
 
 # %% ../nbs/A0_io.ipynb #10a9e75e
 import contextlib
@@ -12,6 +12,7 @@ import difflib
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import sys
@@ -115,6 +116,18 @@ def _move(new: Path, path: Path, overwrite: bool) -> None:
         check_free(path)
     os.replace(new, path)
 
+# %% ../nbs/A0_io.ipynb #f60bc345
+_BESIDE = re.compile(r"\.(.+)\.[0-9a-f]{16}")
+
+def leftovers(
+    folder: Path,  # need not be there
+    name: str = "",  # of the file that was to be written; "": any
+) -> list[Path]:
+    "What killed processes left of files that they did not come to name, or others write now."
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    named = [(p, m[1]) for p in found if (m := _BESIDE.fullmatch(p.name))]
+    return [p for p, of in named if name[:80] in ("", of)]
+
 # %% ../nbs/A0_io.ipynb #ea69540f
 @contextlib.contextmanager
 def new_file(
@@ -128,8 +141,13 @@ def new_file(
         check_free(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in leftovers(path.parent, path.name):
+            warnings.warn(f"{left.name} in {path.parent} is of a process that was killed, or writes "
+                          f"{path.name} now; remove it if none does", stacklevel=3)
         new.touch(exist_ok=False)  # O_EXCL
         yield new
+        with new.open("r+b") as file:
+            os.fsync(file.fileno())  # on the disk, before it has the name
         _move(new, path, overwrite)
     except OSError as e:
         if isinstance(e, FileExistsError) and e.errno is None:  # of `check_free`
@@ -141,11 +159,9 @@ def new_file(
 
 # %% ../nbs/A0_io.ipynb #ce3ae15b
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    "Write a file whole or not at all, and make sure that it is on the disk."
-    with new_file(path, overwrite=True) as new, open(new, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    "Write a file whole or not at all."
+    with new_file(path, overwrite=True) as new:
+        new.write_bytes(data)
     return Path(path)
 
 # %% ../nbs/A0_io.ipynb #622e2c27
@@ -155,7 +171,10 @@ def write_text(path: str | Path, text: str) -> Path:
 
 # %% ../nbs/A0_io.ipynb #c4837333
 @contextlib.contextmanager
-def lock_folder(folder: str | Path) -> Iterator[Path]:  # the folder, made if need be
+def lock_folder(
+    folder: str | Path,  # made if need be
+    wait: float = 0,  # seconds that another process may take
+) -> Iterator[Path]:  # the folder
     "A folder for this process alone. Raises ValueError where another run is at work, OSError."
     import filelock
     folder = Path(folder)
@@ -164,8 +183,8 @@ def lock_folder(folder: str | Path) -> Iterator[Path]:  # the folder, made if ne
         raise ValueError(f"{folder} is a file; {other}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True)
-        held = lock.acquire()
+        lock = filelock.FileLock(folder.resolve() / ".lock", is_singleton=True)
+        held = lock.acquire(timeout=wait)
     except filelock.Timeout:
         why = f"another run is at work in {folder}; wait for its end, or {other}"
         raise ValueError(why) from None

@@ -176,6 +176,9 @@ def test_the_same_plan_gives_the_same_bits(plan, tmp_path):
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes(), file.name
     assert torch.get_num_threads() == threads
+    shipped_cells = shipped.read_labelled(tmp_path / "first", model.recipe.latent).embedding
+    of_shipped = shipped.embed_labelled(ScFormer.load(tmp_path / "first"), shipped.read_studies("toy")).embedding
+    assert np.array_equal(shipped_cells, np.float16(of_shipped)), "they are embedded by the weights of 16 bits that ship"
 
 
 def test_labels_without_a_word_do_not_vote(plan, tmp_path):

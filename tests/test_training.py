@@ -328,7 +328,7 @@ def test_resume_writes_nothing_into_a_folder_that_no_run_made(tmp_path, no_train
 
 
 def test_what_a_killed_run_left_is_removed(finished, tmp_path):
-    (tmp_path / ".last.ckpt.a1b2c3").write_bytes(b"half")
+    (tmp_path / ".last.ckpt.a1b2c3a1b2c3a1b2").write_bytes(b"half")
     assert len(model(1, tmp_path, resume=True).history) == 1
     assert files(tmp_path) == files(finished)
 
@@ -338,6 +338,15 @@ def test_a_pipe_is_no_checkpoint(run, no_training):
     os.mkfifo(run / "last.ckpt")
     with pytest.raises(ValueError, match="last.ckpt is a pipe or a device"):
         model(4, run, resume=True)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_room_says_so(tmp_path):
+    "torch hides the error of a full disk behind one of its own."
+    code = ("import resource, sys, torch; from pathlib import Path; from scformer_nb.runs import write_run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
+    done = warm.run([sys.executable, "-c", code, tmp_path])
+    assert done.returncode == 1 and "no space is left for it" in done.stderr and files(tmp_path) == []
 
 
 def test_names_of_temporary_files_cannot_be_guessed(tmp_path, monkeypatch):
