@@ -290,7 +290,7 @@ FILES = {
     "all zero": ("counts", X(lambda X: X * 0)),
     "one cell": ("any fit:fail perturb:fail evaluate:fail", on_cells(lambda a: a[:1].copy())),
     "one gene": ("counts", on_cells(lambda a: a[:, :1].copy())),
-    "no cells": ("fail", on_cells(lambda a: a[:0].copy())),
+    "no cells": ("fail genes:any", on_cells(lambda a: a[:0].copy())),
     "no genes": ("counts", on_cells(lambda a: a[:, :0].copy())),
     "two cells": ("any", on_cells(lambda a: a[:2].copy())),
     "six cells": ("any", on_cells(lambda a: a[:6].copy())),
