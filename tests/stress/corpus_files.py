@@ -351,7 +351,7 @@ FILES = {
     "no suffix": ("fail", on_bytes(lambda data: data, "")),
     ".H5AD": ("any", on_bytes(lambda data: data, ".H5AD")),
     ".h5ad.gz": ("fail", on_bytes(lambda data: data, ".h5ad.gz")),
-    "a name of signs": ("same", lambda good, folder: shutil.copy(good, folder / "weird <b>&\"' ü 日本\n.h5ad")),
+    "a name of signs": ("same two:any", lambda good, folder: shutil.copy(good, folder / "weird <b>&\"' ü 日本\n.h5ad")),
 }
 
 

@@ -217,7 +217,8 @@ PARAMETERS = {text[:40]: (want, typed(text)) for text, want in {
     "n_hvg=": "fail", "n_hvg=1e9": "fail", "n_hvg=-1": "fail", "n_hvg=0x10": "any", "seeds=[0, 0]": "fail", "seeds=[[0]]": "fail",
     "methods=['PCA', 'x']": "fail", "methods=" + "[" * 5000: "fail", "n_hvg=" + "9" * 6000: "fail", "n_hvg=" + "(" * 5000: "fail",
     "label_key=\x00": "fail", "label_key=\ud800": "fail", "layer=__import__('os').system('touch sprung.p')": "fail",
-    "full=True": "fail", "layer=\u202ex": "fail", "max_epochs=True": "fail", "evil=1": "fail", "=1": "fail", "methods": "fail", "methods=''": "fail",
+    "full=True": "fail",
+    "layer=\u202ex": "fail", "max_epochs=True": "fail", "evil=1": "fail", "=1": "fail", "methods": "fail", "methods=''": "fail",
     "label_key=cell_type\nout='/tmp'": "fail"}.items()}
 PARAMETER_ENTRIES = [Entry("run -p", lambda p, out: ["run", "clustering", cells(base(out)), "-p", p, "-o", out], cells,
                            also=cells)]

@@ -123,7 +123,8 @@ COUNTS = ("counts",)
 
 FILE_ENTRIES = [
     Entry("fit", lambda p, out: ["fit", p, "-o", out, "--epochs", 1, *KEYS], cells, "", weights, COUNTS),
-    Entry("fit two", lambda p, out: ["fit", p, second(base(out)), "-o", out, "--epochs", 1], cells, "", weights, COUNTS),
+    Entry("fit two", lambda p, out: ["fit", p, second(base(out)), "-o", out, "--epochs", 1], cells, "", weights,
+          ("counts", "two")),
     Entry("fit --from", lambda p, out: ["fit", p, "--from", model(base(out)), "-o", out, "--epochs", 1, *KEYS], cells, "", weights,
           ("counts", "model")),
     Entry("embed", lambda p, out: ["embed", model(base(out)), p, "-o", out], cells, ".h5ad", embedding, ("counts", "model")),
