@@ -134,7 +134,7 @@ def field_tokens(
     if not found:
         why = why_no_match(list(table), genes, "the table") if table else ": it is empty"
         if known:
-            why = f": it has {len(known)} of them, but no set has {LEAST}; give larger sets, or a table"
+            why = f": it has {len(known)}, but no set has {LEAST}; give larger sets, or a table"
         raise ValueError(f"{what} has a token for none of the model's {len(genes):,} genes{why}")
     if len(found) < len(genes):
         warnings.warn(f"{what} has a token for {len(found):,} of the model's {len(genes):,} genes "

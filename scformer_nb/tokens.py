@@ -40,7 +40,8 @@ class Vocabulary:
             raise ValueError(f"specials must start with '<pad>', '<cls>', not {self.specials[:2]}")
         self.external = {field: dict(external[field]) for field in sorted(external)}
         if unknown := [g for of in self.external.values() for g in of if g not in self.index]:
-            raise ValueError(f"external tokens of {unknown[0]!r}, which is no gene of the vocabulary")
+            raise ValueError(f"external tokens of {unknown[0]!r}, which is no gene of the "
+                             "vocabulary")
 
     def __len__(self):
         return self.n_specials + len(self.genes)
