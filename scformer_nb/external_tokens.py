@@ -9,12 +9,13 @@ __all__ = ['LEAST', 'RESERVED', 'smallest_sets', 'read_token_table', 'table_toke
 # %% ../nbs/03b_external_tokens.ipynb #b8d72f42
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from .datasets import FILES, fetch
-from .io import nearest_name, regular_file
+from .io import nearest_name, read_text
 from .tokens import read_gmt, why_no_match
 
 # %% ../nbs/03b_external_tokens.ipynb #138fd6a2
@@ -36,14 +37,12 @@ def smallest_sets(
 # %% ../nbs/03b_external_tokens.ipynb #b8115747
 def read_token_table(path: str | Path) -> pd.DataFrame: # columns gene, token; text
     "A .csv of genes and tokens. Raises FileNotFoundError, and ValueError for another file."
+    text = read_text(path)
     try:
-        table = pd.read_csv(regular_file(path), dtype=str, keep_default_na=False)
-    except ValueError as e: # of pandas or of the encoding
-        if isinstance(e, UnicodeDecodeError | pd.errors.ParserError | pd.errors.EmptyDataError):
-            raise ValueError(f"{path} is no table of genes and tokens ({e}); a .csv with the "
-                             "columns gene and token is needed") from None
-        raise
-    return table
+        return pd.read_csv(StringIO(text), dtype=str, keep_default_na=False)
+    except ValueError as e: # of pandas
+        raise ValueError(f"{path} is no table of genes and tokens ({e}); a .csv with the columns "
+                         "gene and token is needed") from None
 
 # %% ../nbs/03b_external_tokens.ipynb #dcd5c1d6
 def table_tokens(

@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 from .gene_names import SPELLINGS, looks_like_ensembl
-from .io import hint, regular_file
+from .io import hint, read_text
 
 # %% ../nbs/03_tokens.ipynb #61c1721c
 class Vocabulary:
@@ -131,18 +131,16 @@ def fields(self: Vocabulary) -> list[np.ndarray]:  # of each field (genes,) inte
 
 # %% ../nbs/03_tokens.ipynb #c80acc14
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
-    "Gene sets of a .gmt file: set -> genes. Raises ValueError for a broken one, FileNotFoundError."
-    sets = {}
-    try:
-        lines = regular_file(path).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is no text in UTF-8, as a .gmt is ({e})") from None
+    "Gene sets of a .gmt file: set -> genes. Raises FileNotFoundError, ValueError for no such file."
+    sets, rule = {}, "a .gmt line is name, description and genes, separated by tabs"
+    lines = read_text(path).splitlines()
     for n, line in [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]:
         name, *rest = line.split("\t")
         sets[name] = [g.split(",")[0].strip() for g in rest[1:] if g.strip()]
         if not sets[name]:
-            raise ValueError(f"{path}, line {n}: a .gmt line is name, description and genes, "
-                             "separated by tabs")
+            raise ValueError(f"{path}, line {n}: {rule}")
+    if not sets:
+        raise ValueError(f"{path} holds no gene sets: {rule}")
     return sets
 
 # %% ../nbs/03_tokens.ipynb #f2046110

@@ -193,9 +193,9 @@ def test_bad_names_of_fields_are_refused(field, why):
 
 @pytest.mark.parametrize("name, content, why", [
     ("a.gmt", b"one\tx\n", "a.gmt, line 1: a .gmt line is name"), ("a.gmt", b"\xff\xfe", "no text in UTF-8"),
-    ("a.gmt", b"", "it is empty"), ("a.gmt", "\t".join(["s", "", *GENES[:5]]).encode(), f"no set has {LEAST}; give larger sets"),
+    ("a.gmt", b"", "holds no gene sets"), ("a.gmt", "\t".join(["s", "", *GENES[:5]]).encode(), f"no set has {LEAST}; give larger sets"),
     ("a.csv", b"", "no table of genes and tokens"), ("a.csv", b"gene,token\n\"", "no table of genes and tokens"),
-    ("a.csv", b"\xff\xfe\x00", "no table of genes and tokens"), ("a.csv", b"G1,x\n", "has no column 'gene'"),
+    ("a.csv", b"\xff\xfe\x00", "no text in UTF-8"), ("a.csv", b"G1,x\n", "has no column 'gene'"),
 ])
 def test_broken_files_are_refused(name, content, why, tmp_path):
     (tmp_path / name).write_bytes(content)
