@@ -38,6 +38,13 @@ test-fast: $(VENV)/.dev ## for every edit, in about two minutes: sync, style, on
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev_test --path $(PAGE) --n_workers 1
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
+# what attacks: each file of tests/stress that is a program of its own
+PARTS = $(sort $(basename $(notdir $(shell grep -l __main__ tests/stress/*.py))))
+stress: $(VENV)/.dev ## kill, starve and crowd the commands, in half an hour: figures/reliability.jsonl; some with PARTS="kills disk"
+	@failed=; for part in $(PARTS); do echo "== $$part"; \
+		OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tests/stress/$$part.py || failed="$$failed $$part"; done; \
+		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
 experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night from nothing)
 	@mkdir -p out
 	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/*_$$1.ipynb out/$$1_$$d.ipynb \
@@ -48,15 +55,19 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
 	page exp_ablation "pancreas_5tech pbmc_3chem"; \
 	page exp_what_is_kept "pancreas_5tech"; \
-	page exp_resolutions "cortex pbmc3k pbmc4k"; \
-	for d in pancreas_3studies pbmc_3chem kang_pbmc; do $(BIN)/papermill nbs/*_exp_resolutions.ipynb out/exp_resolutions_$$d.ipynb \
+	page exp_resolutions "cortex cortex_200genes pbmc3k pbmc4k"; \
+	for d in pancreas_3studies pancreas_5tech pbmc_3chem kang_pbmc; do $(BIN)/papermill nbs/*_exp_resolutions.ipynb out/exp_resolutions_$$d.ipynb \
 		-p dataset $$d -p batch_key batch -p full True -p out figures --log-output; done; \
+	page exp_external_tokens "pancreas_5tech kang_pbmc"; \
 	page exp_new_study "kang_pbmc pbmc3k"; \
 	$(BIN)/papermill nbs/*_exp_new_study.ipynb out/new_study_pancreas.ipynb -p dataset pancreas_baron_human \
 		-p model human_pancreas -p full True -p out figures --log-output; \
 	page exp_perturbation "simulated papalexi norman"; \
 	page exp_cross_species "simulated cortex pancreas pbmc"; \
 	page exp_anchors "pancreas_whole pancreas pbmc"
+
+mutants: $(VENV)/.dev ## seeded faults, one at a time in a copy: does a test or a page notice? make mutants NAMES="mask-inverted"
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -u tests/mutants.py $(NAMES)
 
 models: $(VENV)/.core ## train the models that ship again, from registered data (some minutes on one thread)
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -c "from scformer_nb.shipped import PLANS, ship; \
@@ -135,4 +146,4 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-.PHONY: help demo test test-fast experiments models bench env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast stress mutants experiments models bench env hooks outputs readme docs lint sbom clean

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .batch_correction import BatchShift
 from .heads import Heads, HeadSizes
-from .io import hint, moved
+from .io import about_file, hint, moved
 from .model import Encoder
 from .recipe import Recipe
 from .runs import read_checkpoint, run_folder, sigterm_exits, write_history, write_run
@@ -46,6 +46,7 @@ class ScFormerNetwork(nn.Module):
         n_specials: int = 2, # special tokens of the vocabulary
         n_bins: int = 51, # bins, the zero bin included
         n_batches: int = 1, # sequencing batches
+        external_sizes: Sequence[int] = (), # tokens of each external field, the zero included
     ):
         super().__init__()
         r = self.recipe = recipe
@@ -58,6 +59,10 @@ class ScFormerNetwork(nn.Module):
         self.heads = Heads(sizes, r.weights)
         correct = r.correct and n_batches > 1
         self.batch_shift = BatchShift(r.dim, sizes.cell_dim) if correct else None
+        for n in external_sizes: # zero at first, without a draw: the start is that of no field
+            zeros = torch.zeros(n, r.dim)
+            table = nn.Embedding.from_pretrained(zeros, freeze=False, padding_idx=0)
+            self.encoder.external.append(table)
         ids = torch.arange(n_specials, n_genes + n_specials)
         self.register_buffer("gene_ids", ids, persistent=False)
 
@@ -235,6 +240,9 @@ def identity(self: ScFormerTask) -> dict[str, object]:
     if c.measured is not None:
         digest.update(c.measured.tobytes())
     data = {"cells, genes, n_bins or batches": digest.hexdigest()}
+    if c.vocab.external:
+        tokens = json.dumps(c.vocab.external, sort_keys=True).encode()
+        data["external tokens"] = hashlib.sha256(tokens).hexdigest()
     return asdict(self.recipe) | {"seed": self.seed} | data
 
 # %% ../nbs/07_training.ipynb #78d97297
@@ -245,10 +253,21 @@ class TrainingRun:
         self.network, self.optimiser = fabric.setup(task.network, task.optimiser())
         self.rows, self.step, self.best = [], 0, {"score": math.inf}
         if state:
-            task.network.load_state_dict(state["network"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            task.load_state_dict(state["task"])
-            self.rows, self.step, self.best = list(state["rows"]), state["step"], state["best"]
+            try:
+                self.load_state_dict(state)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+                raise ValueError(f"the state of the run is damaged ({type(e).__name__}): start "
+                    "anew in another folder") from e
+
+    def load_state_dict(self, state: dict) -> None: # of `state_dict`
+        task, best = self.task, state["best"]
+        if state["rows"]: # would the best weights fit?
+            task.network.load_state_dict(best["weights"])
+        self.best = best | {"score": float(best["score"])}
+        task.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        task.load_state_dict(state["task"])
+        self.rows, self.step = [dict(row) for row in state["rows"]], state["step"]
 
     def state_dict(self) -> dict: # of the run, plain values and tensors
         task = self.task
@@ -351,7 +370,8 @@ def train(
         if folder and resume:
             state = read_checkpoint(folder, task.identity())
         fabric = new_fabric(accelerator, devices, num_nodes)
-        run = TrainingRun(task, fabric, fabric.broadcast(state))
+        with about_file(run_dir or ""):
+            run = TrainingRun(task, fabric, fabric.broadcast(state))
         if folder and run.rows:
             write_history(folder, run.rows)
         done, n = len(run.rows), task.n_cells

@@ -23,7 +23,7 @@ def test_trees_that_are_none(tmp_path):
     (tmp_path / "gap.csv").write_text("type,level 1,level 2\na,x,y\nb,x,\n")
     with pytest.raises(ValueError, match="1 of 2 types of the tree have an empty cell"):
         read_tree(tmp_path / "gap.csv")
-    with pytest.raises(ValueError, match="0 types of the tree have an empty cell or no group"):
+    with pytest.raises(ValueError, match="it has no types"):
         read_tree({})
     for text, message in (("((a,b),c;", "a bracket is not closed"), ("(a,b)),c);", "closes that was never opened")):
         (tmp_path / "bad.nwk").write_text(text)
@@ -77,3 +77,8 @@ def test_triplets_and_clades_by_hand():
     scores = compare_trees(wrong, tree)
     assert compare_trees(reference_tree(tree), tree)[["triplets", "clades"]].tolist() == [1, 1]
     assert scores["triplets"] == 0.3 and np.isclose(scores["clades"], 1 / 3)
+
+
+def test_a_triplet_that_the_tree_leaves_open_is_not_asked_for():
+    tree, finer = read_tree({"x": ["a", "b", "c"], "y": ["d"]}), read_tree({"x": {"1": ["a"], "2": ["b", "c"]}, "y": ["d"]})
+    assert compare_trees(reference_tree(finer), tree)["triplets"] == 1
