@@ -337,6 +337,13 @@ def perturb_fit(
         model.save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
+# %% ../nbs/52_cli.ipynb #422077f4
+def _check_cells(names: list[str]) -> None:
+    "Raises ValueError for a name that a spreadsheet would run."
+    if found := [name for name in names if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
+        raise ValueError(f"{found[0]!r} is a formula to a spreadsheet, and no .csv is written; "
+            "name an .h5ad with -o")
+
 # %% ../nbs/52_cli.ipynb #0206e320
 @_command("perturb predict run KLF1+CBL CBL -o predicted.csv", perturb, "predict")
 def perturb_predict(
@@ -351,6 +358,7 @@ def perturb_predict(
     model = scf.perturbation.PerturbationModel.load(run)
     table = model.predict(list(dict.fromkeys([*conditions, "control"])))
     if out.suffix == ".csv":
+        _check_cells([*table.index, *table.columns])
         with new_file(out) as file:
             table.to_csv(file)
     else:

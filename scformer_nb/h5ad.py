@@ -22,21 +22,38 @@ from fastcore.basics import patch
 
 from .io import nearest_name, progress_bar, regular_file
 
+# %% ../nbs/A0b_h5ad.ipynb #47767a9f
+def _elsewhere(item, link) -> str | None:  # None: it lies in the file itself
+    "The file that a part of an HDF5 file, or the link to it, would read besides."
+    if hasattr(link, "filename"):
+        return link.filename
+    if getattr(item, "is_virtual", False):
+        return item.virtual_sources()[0].file_name
+    return item.external[0][0] if getattr(item, "external", None) else None
+
 # %% ../nbs/A0b_h5ad.ipynb #8d5166e1
 def check_h5ad(path: Path) -> None:
-    "Raises `ValueError` for an .h5ad without obs or var, or with sizes that its bytes cannot hold."
+    "`ValueError`: no obs or var, parts in other files, sizes that its bytes cannot hold."
     import h5py
 
-    def check(name, item):
+    def check(name, link):
+        item = None if hasattr(link, "filename") else file.get(name)
+        if (other := _elsewhere(item, link)) is not None:
+            raise ValueError(f"{name} is read from another file, {other}")
         if isinstance(item, h5py.Dataset) and item.shape is not None:  # None: a stored None
-            stored = item.id.get_storage_size()
-            if item.size * item.dtype.itemsize > 1e9 + 2000 * stored:  # compression gains 1,000
-                raise ValueError(f"{name} claims {item.shape} values, but holds {stored:,} bytes")
+            stored, chunk = item.id.get_storage_size(), item.chunks or ()
+            size = max(item.size, np.prod(chunk, dtype=float) if chunk else 0)
+            if size * item.dtype.itemsize > 1e9 + 2000 * stored:  # compression gains 1,000
+                claimed = max(item.shape, chunk)
+                raise ValueError(f"{name} claims {claimed} values, but holds {stored:,} bytes")
 
     with h5py.File(path, "r") as file:
+        links = []
+        file.visititems_links(lambda *link: links.append(link))
+        for name, link in links:  # not in the visit: an error is lost there
+            check(name, link)
         if lacking := [part for part in ("obs", "var") if part not in file]:
             raise ValueError(f"it has no {' and no '.join(lacking)}")
-        file.visititems(check)
 
 # %% ../nbs/A0b_h5ad.ipynb #b046cfc4
 def check_sparse(M, where: str = "X") -> None:
