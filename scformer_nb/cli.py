@@ -289,7 +289,7 @@ def evaluate(
     adata = scf.load(data)
     if basis not in adata.obsm:
         near = nearest_name(basis, adata.obsm)
-        raise ValueError(f"obsm has no embedding {basis!r}{near}; say --basis NAME")
+        raise ValueError(f"{data}: obsm has no embedding {basis!r}{near}; say --basis NAME")
     if not (label_key or batch_key):
         raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
     if controls and not label_key:

@@ -101,8 +101,10 @@ def training_cells(
 
 # %% ../nbs/08_scformer.ipynb #da67130a
 class ScFormer:
-    "Cell and gene embeddings of single-cell counts by a transformer (scFormer)."
+    """Cell and gene embeddings of single-cell counts by a transformer (scFormer).
 
+    Another order of cells or genes is another random draw, as another seed is; names, labels and
+    the form of the counts change nothing."""
     def __init__(self,
         adata: ad.AnnData | str | Path | dict | list, # cells with raw counts, .h5ad, or studies
         batch_key: str | None = None, # column of obs with the batch; None: a study is one

@@ -260,8 +260,10 @@ class TrainingRun:
                     "anew in another folder") from e
 
     def load_state_dict(self, state: dict) -> None: # of `state_dict`
-        task, self.best = self.task, state["best"]
-        task.network.load_state_dict(self.best.get("weights", state["network"])) # do they fit?
+        task, best = self.task, state["best"]
+        if state["rows"]: # would the best weights fit?
+            task.network.load_state_dict(best["weights"])
+        self.best = best | {"score": float(best["score"])}
         task.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         task.load_state_dict(state["task"])

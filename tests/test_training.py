@@ -343,8 +343,9 @@ def test_a_pipe_is_no_checkpoint(run, no_training):
 @pytest.mark.slow
 def test_a_checkpoint_without_room_says_so(tmp_path):
     "torch hides the error of a full disk behind one of its own."
-    code = ("import resource, sys, torch; from pathlib import Path; from scformer_nb.runs import write_run\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
+    code = ("import resource, sys, torch; from pathlib import Path\nfrom scformer_nb.runs import write_run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
     done = warm.run([sys.executable, "-c", code, tmp_path])
     assert done.returncode == 1 and "no space is left for it" in done.stderr and files(tmp_path) == []
 
@@ -561,6 +562,13 @@ def test_a_checkpoint_of_other_shapes_is_refused_and_named(run, no_training):
     with pytest.raises(ValueError, match="the state of the run is damaged") as error:
         model(4, run, resume=True)
     assert error.value.__notes__ == [str(run)]
+
+
+def test_a_score_of_text_is_refused(run, no_training):
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    torch.save(state | {"best": state["best"] | {"score": "x"}}, run / "last.ckpt")
+    with pytest.raises(ValueError, match="the state of the run is damaged"):
+        model(4, run, resume=True)
 
 
 def test_a_checkpoint_that_leads_to_nothing_is_no_new_run(run, no_training):

@@ -58,7 +58,7 @@ def check_model(folder, known):
     from scformer_nb.runs import PARTS
     if (folder / "last.ckpt").exists():
         state = torch.load(folder / "last.ckpt", weights_only=True)
-        must(state.keys() >= PARTS, "the checkpoint lacks parts")
+        must(state.keys() >= set(PARTS), "the checkpoint lacks parts")
     if (folder / "history.csv").exists():
         must(1 <= len(pd.read_csv(folder / "history.csv")) <= 5, "the history has no epochs")
     if (folder / "weights.safetensors").exists():
@@ -149,8 +149,8 @@ def at_moments(place, names=SIX, n=N):
         clock = "wall" if name == "run" else "cpu"  # a page waits for its kernel
         moments = np.random.default_rng([18, number]).uniform(.02, 1, n) * cost[clock]
         attack_at = partial(kill, name, words_of[name], place=place, known=[known])
-        cases[f"{name}, {n} random moments"] = {f"{name} at {moment:.3f} s": partial(attack_at, place / f"{name}_{i}", **{clock: moment})
-            for i, moment in enumerate(moments)}
+        cases[f"{name}, {n} random moments"] = {f"{name} {i}, at {moment:.3f} s":
+            partial(attack_at, place / f"{name}_{i}", **{clock: moment}) for i, moment in enumerate(moments)}
     return cases
 
 
