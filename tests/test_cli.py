@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import h5py
 import nbformat
 import notebooks  # tools/notebooks.py
 import numpy as np
@@ -247,7 +248,11 @@ def test_any_embedding_has_a_card(scformer, tmp_path):
     assert list(bounds) == ["embedding", "floor", "ceiling"] and bounds["floor"]["kNN_accuracy"] < 1
     adata.obs["library_size"] = 1000. + np.arange(60)
     adata.write_h5ad(tmp_path / "line.h5ad")
-    assert "depth R2 is" in scformer(*command, "--label-key", "cell_type")[1]
+    whole = scformer(*command, "--label-key", "cell_type")
+    assert "depth R2 is" in whole[1]
+    with h5py.File(tmp_path / "line.h5ad", "r+") as file:
+        del file["X/data"]
+    assert scformer(*command, "--label-key", "cell_type") == whole, "X is not read where obs has the counts per cell"
 
 
 def test_the_demo_is_a_page_on_shipped_cells(scformer, monkeypatch, tmp_path):
