@@ -60,6 +60,8 @@ def raised(error):
     (KeyError("x"), 1, "torch failed (KeyError: x)"),
     (MemoryError(), 1, "out of memory (MemoryError); fewer cells or genes (--n-hvg)"),
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 1, "batch_size"),
+    (MemoryError(), 1, "in parts of 10,000 cells (in Python data.PART)"),
+    (MemoryError(), 1, "128 cells, and one that is embedded 16,384 tokens (embedding.TOKENS)"),
     (RuntimeError("mat1 and mat2"), 1, "torch failed (RuntimeError: mat1 and mat2)"),
     (np.linalg.LinAlgError("no convergence"), 1, "torch failed (LinAlgError: no convergence)"),
     (RecursionError("too deep"), 1, "torch failed (RecursionError"),
@@ -252,6 +254,7 @@ def test_any_embedding_has_a_card(scformer, tmp_path):
     assert "depth R2 is" in whole[1]
     with h5py.File(tmp_path / "line.h5ad", "r+") as file:
         del file["X/data"]
+        file["X/data"] = np.empty(0)
     assert scformer(*command, "--label-key", "cell_type") == whole, "X is not read where obs has the counts per cell"
 
 
