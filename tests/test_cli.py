@@ -13,7 +13,7 @@ import typer
 import warm
 from typer.testing import CliRunner
 
-from scformer_nb import cli
+from scformer_nb import cli, data, embedding, recipe
 from scformer_nb.datasets import load
 from scformer_nb.simulate import simulate
 
@@ -75,6 +75,10 @@ def test_every_error_becomes_a_line(error, code, words, scformer, monkeypatch):
     assert not out and said.startswith("error: ") and words in said and "Traceback" not in said
     monkeypatch.setenv("SCFORMER_DEBUG", "1")
     assert "Traceback" in scformer("datasets", code=code)[1]
+
+
+def test_the_numbers_in_the_message_are_those_of_the_code():
+    assert (data.PART, embedding.TOKENS, recipe.DEFAULT.batch_size) == (10_000, 16_384, 128)
 
 
 @pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 1)])
