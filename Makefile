@@ -38,6 +38,13 @@ test-fast: $(VENV)/.dev ## for every edit, in about two minutes: sync, style, on
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev_test --path $(PAGE) --n_workers 1
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
+# what attacks: each file of tests/stress that is a program of its own
+PARTS = $(sort $(basename $(notdir $(shell grep -l __main__ tests/stress/*.py))))
+stress: $(VENV)/.dev ## kill, starve and crowd the commands, in half an hour: figures/reliability.jsonl; some with PARTS="kills disk"
+	@failed=; for part in $(PARTS); do echo "== $$part"; \
+		OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tests/stress/$$part.py || failed="$$failed $$part"; done; \
+		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
 experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night from nothing)
 	@mkdir -p out
 	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/*_$$1.ipynb out/$$1_$$d.ipynb \
@@ -57,6 +64,9 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_perturbation "simulated papalexi norman"; \
 	page exp_cross_species "simulated cortex pancreas pbmc"; \
 	page exp_anchors "pancreas_whole pancreas pbmc"
+
+mutants: $(VENV)/.dev ## seeded faults, one at a time in a copy: does a test or a page notice? make mutants NAMES="mask-inverted"
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -u tests/mutants.py $(NAMES)
 
 models: $(VENV)/.core ## train the models that ship again, from registered data (some minutes on one thread)
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python -c "from scformer_nb.shipped import PLANS, ship; \
@@ -128,4 +138,4 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-.PHONY: help demo test test-fast experiments models bench atlas env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast stress mutants experiments models bench atlas env hooks outputs readme docs lint sbom clean

@@ -15,14 +15,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 import scformer_nb as scf
-from .io import check_free, moved, nearest_name, new_file, speaking_shell
+from .io import about_file, check_free, moved, nearest_name, new_file, speaking_shell
 
 # %% ../nbs/52_cli.ipynb #4c2912a0
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -63,6 +63,9 @@ def say(text: str, err: bool = False) -> None:
 def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     "What to tell who typed the command: 2 where the input is at fault, 1 where the run failed."
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    file = next(iter(getattr(error, "__notes__", ())), "") # of the innermost `about_file`
+    if isinstance(error, ValueError) and Path(file).name not in text:
+        text = f"{file}: {text}"
     name, frame = type(error).__name__, [*traceback.walk_tb(error.__traceback__)][-1][0]
     package = frame.f_globals.get("__name__", "").split(".")[0]
     ours = package in ("scformer_nb", "__main__")
@@ -170,8 +173,10 @@ def genes(
     "Translate gene names, by columns of var first, then by Ensembl's table."
     _check_new_file(out, ".h5ad")
     adata = scf.load(data)
-    scf.writable.check_writable(adata)
-    scf.writable.write_h5ad(scf.gene_names.rename_genes(adata, to, species), out)
+    with about_file(data):
+        scf.writable.check_writable(adata)
+        renamed = scf.gene_names.rename_genes(adata, to, species)
+    scf.writable.write_h5ad(renamed, out)
     say(str(out))
 
 # %% ../nbs/52_cli.ipynb #e20b3003
@@ -197,13 +202,16 @@ def fit(
             raise ValueError("--from goes on with one data set and the recipe of RUN: leave "
                 "the other data sets and --preset out")
         cells = scf.load(data[0])
-        model = scf.ScFormer.from_pretrained(pretrained, cells, batch_key, layer, seed=seed)
+        with about_file(data[0]):
+            model = scf.ScFormer.from_pretrained(pretrained, cells, batch_key, layer, seed=seed)
     else:
         recipe = scf.recipe.PAPER if preset == "paper" else scf.recipe.DEFAULT
         cells = data[0] if len(data) == 1 else data
-        model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
+        with about_file(data[0]) if len(data) == 1 else nullcontext():
+            model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe)
     how = accelerator, devices, num_nodes
-    model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
+    with scf.runs.run_folder(out, resume):
+        model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #808d10e4
@@ -222,7 +230,7 @@ def embed(
     reference = scf.shipped.load_reference(run) if labels else None
     model = reference.model if reference else scf.ScFormer.load(run)
     how = unseen_batch, layer if layer is None else layer or "X"
-    with scf.datasets.open_cells(data) as adata:
+    with about_file(data), scf.datasets.open_cells(data) as adata:
         if data in scf.datasets.DATASETS:
             scf.writable.check_writable(adata)
             model.annotate(adata, *how)
@@ -284,7 +292,8 @@ def evaluate(
             raise ValueError("--controls shuffles cells within types: say --label-key NAME")
         Z, obs, library_size = adata.obsm[basis][:], adata.obs, _library_size(adata)
     card = scf.score_card.card_with_controls if controls else scf.score_card.score_card
-    scores = card(Z, obs, label_key, batch_key=batch_key, library_size=library_size)
+    with about_file(data):
+        scores = card(Z, obs, label_key, batch_key=batch_key, library_size=library_size)
     scores = scores if controls else Series(scores)
     for text in scf.score_card.advice(scores["embedding"] if controls else scores):
         warnings.warn(text, stacklevel=2)
@@ -314,11 +323,14 @@ def perturb_fit(
     if resume and not epochs:
         raise ValueError("--resume goes on training the network: say --epochs N")
     scf.runs.check_run_folder(out, resume)
-    model = scf.perturbation.PerturbationModel(scf.load(data), condition_key, batch_key, layer,
-        direction, target, gene_sets, n_hvg, seed=seed)
-    if epochs:
-        model.fit(epochs, out, resume, is_watched())
-    model.save(out, overwrite=True)
+    cells, sets = scf.load(data), scf.tokens.read_gmt(gene_sets) if gene_sets else None
+    with about_file(data):
+        model = scf.perturbation.PerturbationModel(cells, condition_key, batch_key, layer,
+            direction, target, sets, n_hvg, seed=seed)
+    with scf.runs.run_folder(out, resume):
+        if epochs:
+            model.fit(epochs, out, resume, is_watched())
+        model.save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
 # %% ../nbs/52_cli.ipynb #0206e320

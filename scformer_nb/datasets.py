@@ -22,7 +22,7 @@ from anndata import AnnData
 
 from . import readers
 from .h5ad import open_h5ad, read_h5ad
-from .io import moved, nearest_name, regular_file, write_text
+from .io import lock_folder, moved, nearest_name, regular_file, write_text
 
 # %% ../nbs/A1_datasets.ipynb #458cf424
 @dataclass(frozen=True)
@@ -93,9 +93,10 @@ def fetch(file: str) -> Path:  # e.g. "go_biological_process_2021.gmt"
         raise FileNotFoundError(_way_to(file, url, folder, e)) from None
     if known is None:
         try:
-            seen = _noted_hashes(notes) | {file: pooch.file_hash(str(path))}
-            write_text(notes, json.dumps(seen, indent=1))
-        except OSError as e:
+            with lock_folder(folder, wait=60): # others may note theirs
+                seen = {file: pooch.file_hash(str(path))} | _noted_hashes(notes)
+                write_text(notes, json.dumps(seen, indent=1))
+        except (OSError, ValueError) as e:
             warnings.warn(f"the sha256 of {file} could not be noted in {notes} ({e}), so it stays "
                           "unchecked", stacklevel=2)
     return path

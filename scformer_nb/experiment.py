@@ -27,7 +27,7 @@ from .baselines import BASELINES, DETERMINISTIC, SEES_LABELS
 from .data import check_adata
 from .datasets import load
 from .hvg import library_size, preprocess
-from .io import new_file
+from .io import lock_folder, new_file
 from .ledger import Ledger, digest, run_all
 from .ledger import compare as compare_methods
 from .plots import OKABE_ITO, plot_history, plot_methods, save_figure, umap
@@ -99,9 +99,11 @@ def arrays(self: Results) -> dict: # name: array
 def keep(self: Results, run: str, **arrays: np.ndarray) -> None: # of a run, under "run, name"
     "Keep arrays beside those of other runs."
     file = self.out / f"{self.name}_{self.dataset}.npz"
-    held = self.arrays | {f"{run}, {name}": array for name, array in arrays.items()}
-    with new_file(file, overwrite=True) as path, path.open("wb") as opened:
-        np.savez_compressed(opened, **held)
+    new = {f"{run}, {name}": array for name, array in arrays.items()}
+    with lock_folder(self.out, wait=60): # another run may keep its own
+        held = self.arrays | new
+        with new_file(file, overwrite=True) as path, path.open("wb") as opened:
+            np.savez_compressed(opened, **held)
 
 # %% ../nbs/13_experiment.ipynb #a902fb28
 class Experiment(Results):
@@ -177,8 +179,8 @@ def train(self: Experiment,
 @patch
 def keep_umap(self: Experiment, name: str, Z: np.ndarray) -> None: # of a method; (cells, dims)
     "Write the coordinates that `draw_umaps` reads."
-    self.path(name, "umap").parent.mkdir(parents=True, exist_ok=True)
-    np.save(f"{self.path(name, 'umap')}.npy", umap(Z).astype(np.float16))
+    with new_file(f"{self.path(name, 'umap')}.npy", overwrite=True) as file, file.open("wb") as new:
+        np.save(new, umap(Z).astype(np.float16))
 
 
 @patch

@@ -194,16 +194,16 @@ def _record(M) -> np.dtype:
 
 # %% ../nbs/A0b_h5ad.ipynb #140944cf
 class ByRows:
-    "A CSC on disk, sorted into a temporary folder, for slices of rows. Raises as `check_sparse`."
+    "A CSC on disk, sorted into a temporary file, for slices of rows. Raises as `check_sparse`."
     format = "csr"
 
     def __init__(self,
         M,  # (cells, genes) CSC on disk
-        part: int,  # cells in a file
+        part: int,  # cells of a range that is read at once
         where: str = "X",  # its name in messages
     ):
         self.shape, self.dtype, self.record, self.part = M.shape, M.dtype, _record(M), part
-        self.folder = tempfile.TemporaryDirectory(prefix="scformer_")  # goes with this object
+        self.file, self.cuts = tempfile.TemporaryFile(), []  # of each block; it has no name
         with progress_bar("sorting by rows", M.shape[1], len(self) > 5 * part, "genes") as bar:
             for first, last in column_blocks(M):
                 block = M[:, first:last]
@@ -214,26 +214,24 @@ class ByRows:
     def __len__(self):
         return self.shape[0]
 
-    def _file(self, number: int) -> Path:
-        return Path(self.folder.name, str(number))
-
     def _put(self, block: sp.coo_matrix, first: int) -> None:  # sorted by rows; its first column
         counts = np.empty(block.nnz, self.record)
         counts["cell"], counts["gene"], counts["value"] = block.row, block.col + first, block.data
         cuts = np.searchsorted(block.row, np.arange(0, len(self) + self.part, self.part))
-        for number, (i, j) in enumerate(pairwise(cuts)):
-            if i < j:
-                with self._file(number).open("ab") as file:
-                    counts[i:j].tofile(file)
+        self.cuts.append(cuts + self.file.tell() // self.record.itemsize)
+        self.file.write(counts)
+        self.file.flush()
 
 # %% ../nbs/A0b_h5ad.ipynb #89478ff9
 @patch
 def __getitem__(self: ByRows, rows: slice) -> sp.csr_matrix:
-    "Rows, one after another, of one file or of several."
+    "Rows, one after another, from one range of cells or from several."
     start, stop, _ = rows.indices(len(self))
-    files = map(self._file, range(start // self.part, -(-stop // self.part)))
-    found = [np.fromfile(file, self.record) for file in files if file.exists()]
-    found = [x[(x["cell"] >= start) & (x["cell"] < stop)] for x in found]
+    first, last, found = start // self.part, -(-stop // self.part), []
+    for cuts in self.cuts:
+        self.file.seek(cuts[first] * self.record.itemsize)
+        x = np.fromfile(self.file, self.record, cuts[last] - cuts[first])
+        found.append(x[(x["cell"] >= start) & (x["cell"] < stop)])
     value, cell, gene = (np.concatenate([np.empty(0, self.record[name]), *(x[name] for x in found)])
                          for name in ("value", "cell", "gene"))
     return sp.csr_matrix((value, (cell - start, gene)), (stop - start, self.shape[1]))

@@ -22,6 +22,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from fastcore.basics import patch
 
+from .io import regular_file
 from .model_files import package_versions
 from .recipe import Recipe
 from .score_card import score_card
@@ -67,15 +68,22 @@ def read_line(text: bytes) -> dict:
     for name, kind in TYPES.items():
         if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
             raise ValueError(f"{name} is missing or of another type")
-    if not all(v is None or isinstance(v, int | float) for v in line["metrics"].values()):
+    numbers = [line["seed"], line["seconds"], *line["metrics"].values()]
+    if not all(v is None or isinstance(v, int | float) for v in numbers):
         raise ValueError("metrics must be numbers")
+    if any(isinstance(v, int) and abs(v) >= 2**63 for v in numbers):
+        raise ValueError("a number is too large for a table")
     return line | {"settings": canonical(line["settings"])}
 
 # %% ../nbs/11_ledger.ipynb #24f28405
+def _content(path: Path) -> bytes:
+    "Nothing where there is no ledger. Raises ValueError for a folder, pipe or device."
+    return regular_file(path).read_bytes() if path.exists() else b""
+
 def read_lines(path: Path) -> list: # of dict, the newest of each key and settings
     "All finished runs of a ledger; other lines are skipped, a warning counts and names them."
     runs, skipped = {}, []
-    for number, text in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], 1):
+    for number, text in enumerate(_content(path).split(b"\n"), 1):
         try:
             if text.strip():
                 line = read_line(text)

@@ -26,7 +26,7 @@ import torch
 
 import scformer_nb
 from . import __version__
-from .io import hint, nearest_name, new_file, regular_file
+from .io import hint, leftovers, nearest_name, new_file, regular_file
 
 # %% ../nbs/A3_model_files.ipynb #0273c963
 FORMAT = 1 # version of the folder's layout
@@ -148,6 +148,21 @@ def _read_json(folder: Path, text: bytes) -> dict:
     return facts
 
 # %% ../nbs/A3_model_files.ipynb #4cd2751c
+def _left_facts(folder: Path) -> bytes | None:
+    "Facts of the weights, where a save was killed before they got their name"
+    left = leftovers(folder, FACTS_FILE)
+    if not left or not (folder / WEIGHTS_FILE).exists():
+        return None
+    with open_weights(folder) as file:
+        wanted = (file.metadata() or {}).get(FACTS_FILE)
+    for path in left:
+        with contextlib.suppress(OSError, ValueError):
+            text = regular_file(path).read_bytes()
+            if hashlib.sha256(text).hexdigest() == wanted:
+                return text
+    return None
+
+# %% ../nbs/A3_model_files.ipynb #0e63eb41
 LOADERS = {None: "ScFormer.load", "perturbation": "PerturbationModel.load"} # of each kind
 
 def read_facts(
@@ -157,7 +172,7 @@ def read_facts(
 ) -> dict: # what `write_model` was given
     "Read `model.json`. Raises FileNotFoundError, and ValueError for a damaged or another one."
     folder = Path(folder)
-    text = model_file(folder, FACTS_FILE).read_bytes()
+    text = _left_facts(folder) or model_file(folder, FACTS_FILE).read_bytes()
     facts = _read_json(folder, text)
     with open_weights(folder) as file:
         if (file.metadata() or {}).get(FACTS_FILE) != hashlib.sha256(text).hexdigest():

@@ -17,8 +17,10 @@ import scipy.sparse as sp
 import torch
 
 from .effects import EffectModel
-from .model_files import FORMAT, check_sizes, damaged, package_versions
-from .model_files import read_facts, read_recipe, read_weights, write_model
+from .h5ad import unchanged
+from .model_files import FORMAT, WEIGHTS_FILE, check_sizes, damaged
+from .model_files import package_versions, read_facts, read_recipe, read_weights
+from .model_files import write_model
 from .perturbation import PerturbationModel, as_tokens, draw_network
 from .perturbation_network import DIRECTIONS, SPECIALS, PerturbationRecipe
 from .screens import mark_genes
@@ -85,7 +87,8 @@ def _check_facts(facts: dict) -> None:
     numbers = [*s["gain"].values(), *s["scale"].values()]
     _must_hold(n_genes=1 <= s["n_genes"] <= len(facts["genes"]), n_bins=2 <= s["n_bins"] <= 65536,
         seed=0 <= s["seed"] < 2 ** 63, direction=s["direction"] in DIRECTIONS,
-        specials=facts["specials"] == list(SPECIALS), numbers=np.isfinite(numbers).all())
+        specials=facts["specials"] == list(SPECIALS),
+        names=len(set(facts["names"])) == len(facts["names"]), numbers=np.isfinite(numbers).all())
     mark_genes(facts["names"], facts["genes"])
 
 # %% ../nbs/33b_perturbation_files.ipynb #e8bec7ed
@@ -133,12 +136,9 @@ def _refuse(folder: str | Path) -> Iterator[None]:
     except (TypeError, ValueError) as e:
         raise damaged(folder, e) from e
 
-# %% ../nbs/33b_perturbation_files.ipynb #20c12db9
-def load_model(
-    folder: str | Path, # of `save_model`
-) -> PerturbationModel: # without training data
-    "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
-    facts = read_facts(folder, SCHEMA, "perturbation")
+# %% ../nbs/33b_perturbation_files.ipynb #354ec7e7
+def _read_model(folder: str | Path, facts: dict) -> PerturbationModel:
+    "The model of these facts. Raises ValueError for a damaged one."
     m = PerturbationModel.__new__(PerturbationModel)
     m.settings, m.data, m.history = facts["settings"], None, pd.DataFrame(facts["history"])
     r = m.recipe = read_recipe(folder, PerturbationRecipe, facts["recipe"])
@@ -152,3 +152,12 @@ def load_model(
     with _refuse(folder):
         _rebuild(m, facts, tensors)
     return m
+
+# %% ../nbs/33b_perturbation_files.ipynb #20c12db9
+def load_model(
+    folder: str | Path, # of `save_model`
+) -> PerturbationModel: # without training data
+    "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
+    with unchanged(Path(folder, WEIGHTS_FILE)): # a run may be saved there
+        facts = read_facts(folder, SCHEMA, "perturbation")
+        return _read_model(folder, facts)

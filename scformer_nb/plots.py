@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .io import nearest_name
+from .io import nearest_name, new_file
 
 # %% ../nbs/10_plots.ipynb #b12f34f9
 OKABE_ITO = [
@@ -143,6 +143,6 @@ def plot_history(history: pd.DataFrame) -> Figure: # a panel per loss
 def save_figure(fig: Figure, path: str | Path, dpi: int = 150) -> Path: # path without its ending
     "Write a figure as path.png, its folder made where there is none."
     file = Path(f"{path}.png")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(file, dpi=dpi)
+    with new_file(file, overwrite=True) as new:
+        fig.savefig(new, dpi=dpi, format="png")
     return file

@@ -16,6 +16,7 @@ import torch
 
 from .data import CountReader, check_adata
 from .hvg import choose_hvg
+from .io import about_file
 from .recipe import Recipe
 from .scformer import ScFormer, build_network
 from .tokens import Vocabulary, align_genes
@@ -34,7 +35,9 @@ def weights_of_data(model: ScFormer) -> set[str]: # names in the network's state
 # %% ../nbs/08b_pretrained.ipynb #f2d6f663
 def rotation(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor: # (dim, dim) from two (genes, dim)
     "What brings A closest to B: rotated and scaled."
-    u, _, vt = torch.linalg.svd(A.T @ B)
+    if not (product := A.T @ B).isfinite().all():
+        raise ValueError("the weights of the old model are too large; train it with a lower lr")
+    u, _, vt = torch.linalg.svd(product)
     return u @ vt * (B.norm() / A.norm().clamp(min=1e-12))
 
 # %% ../nbs/08b_pretrained.ipynb #4bc50732
@@ -114,7 +117,8 @@ def from_pretrained(
     seed: int = 0, # of split, order and masks
 ) -> ScFormer: # ready for `fit`, or to embed as the old one would
     "A model of new cells that begins as another one ended. Raises ValueError, FileNotFoundError."
-    old = ScFormer.load(folder)
+    with about_file(folder):
+        old = ScFormer.load(folder)
     data = take_known_genes(adata, old.vocab, n_new, batch_key, layer)
     recipe = replace(old.recipe, **TUNING)
     model = ScFormer(data, batch_key, n_hvg=data.n_vars, n_bins=old.settings["n_bins"], seed=seed,

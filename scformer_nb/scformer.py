@@ -22,12 +22,13 @@ from fastcore.basics import patch
 from .data import CountReader, check_adata
 from .datasets import open_cells
 from .embedding import batch_codes, embed_parts, learn_batch_shift, tokenise
+from .h5ad import unchanged
 from .heads import upgrade_weights
 from .hvg import LARGE, read_hvg
 from .io import hint, moved
-from .model_files import FORMAT, check_sizes, damaged, find_model, misfits
-from .model_files import package_versions, read_facts, read_recipe, read_weights
-from .model_files import write_model
+from .model_files import FORMAT, WEIGHTS_FILE, check_sizes, damaged, find_model
+from .model_files import misfits, package_versions, read_facts, read_recipe
+from .model_files import read_weights, write_model
 from .recipe import DEFAULT, Recipe
 from .studies import join_studies
 from .svd_init import bias_init, svd_init
@@ -253,9 +254,10 @@ def load(cls: ScFormer,
     folder: str | Path, # where `save` wrote, or the name of a model that ships
 ) -> "ScFormer": # without training data
     "Read a saved model. Raises FileNotFoundError, and ValueError for a damaged or another one."
-    folder = find_model(folder)
-    facts, model = read_facts(folder, SCHEMA), cls.__new__(cls)
-    model.network, model.vocab = read_network(folder, facts)
+    folder, model = find_model(folder), cls.__new__(cls)
+    with unchanged(folder / WEIGHTS_FILE): # a run may be saved there
+        facts = read_facts(folder, SCHEMA)
+        model.network, model.vocab = read_network(folder, facts)
     model.settings, model.recipe, model.cells = facts["settings"], model.network.recipe, None
     model.history = pd.DataFrame(facts["history"])
     return model

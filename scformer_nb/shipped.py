@@ -28,7 +28,7 @@ from .io import hint, nearest_name, write_bytes, write_text
 from .ledger import read_lines
 from .mapping import Reference
 from .model_files import FACTS_FILE, MODELS, damaged, find_model, model_file
-from .model_files import read_facts, shipped_models, write_model
+from .model_files import misfits, read_facts, shipped_models, write_model
 from .scformer import ScFormer, model_facts
 
 # %% ../nbs/14b_shipped.ipynb #0568ba0e
@@ -158,11 +158,15 @@ def read_labelled(folder: Path, n_dims: int) -> Labelled: # a saved model, and i
             tensors = {name: opened.get_tensor(name).numpy() for name in opened.keys()}
             about = json.loads((opened.metadata() or {})["about"])
         names = {column: np.array(about[column]) for column in ("labels", "studies")}
+        if wrong := next(misfits(about, {"labels": [str], "studies": [str]}, "about"), None):
+            raise ValueError(wrong)
         Z, codes = tensors["embedding"].astype(np.float32), {c: tensors[c] for c in names}
         found = {column: names[column][codes[column]] for column in names}
-    except (safetensors.SafetensorError, ValueError, LookupError, TypeError) as e:
+    except (safetensors.SafetensorError, ValueError, LookupError, TypeError,
+            RecursionError) as e:
         raise damaged(folder, f"{REFERENCE_FILE}: {e}") from e
     fits = all(column.shape == Z.shape[:1] for column in found.values())
+    fits = fits and all(column.dtype == np.uint8 for column in codes.values())
     whole = fits and Z.shape[1:] == (n_dims,) and np.isfinite(Z).all()
     if not whole or about.get(FACTS_FILE) != facts_digest(folder):
         raise damaged(folder, f"{REFERENCE_FILE} does not belong to its model")

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 
 from .gene_names import SPELLINGS, looks_like_ensembl
-from .io import hint
+from .io import hint, read_text
 
 # %% ../nbs/03_tokens.ipynb #61c1721c
 class Vocabulary:
@@ -106,15 +106,16 @@ def align_genes(
 
 # %% ../nbs/03_tokens.ipynb #c80acc14
 def read_gmt(path: str | Path) -> dict[str, list[str]]:
-    "Gene sets of a .gmt file: set -> genes. Raises ValueError when a line has no genes."
-    sets = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    "Gene sets of a .gmt file: set -> genes. Raises FileNotFoundError, ValueError for no such file."
+    sets, rule = {}, "a .gmt line is name, description and genes, separated by tabs"
+    lines = read_text(path).splitlines()
     for n, line in [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]:
         name, *rest = line.split("\t")
         sets[name] = [g.split(",")[0].strip() for g in rest[1:] if g.strip()]
         if not sets[name]:
-            raise ValueError(f"{path}, line {n}: a .gmt line is name, description and genes, "
-                             "separated by tabs")
+            raise ValueError(f"{path}, line {n}: {rule}")
+    if not sets:
+        raise ValueError(f"{path} holds no gene sets: {rule}")
     return sets
 
 # %% ../nbs/03_tokens.ipynb #f2046110

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from .batch_correction import BatchShift
 from .heads import Heads, HeadSizes
-from .io import hint, moved
+from .io import about_file, hint, moved
 from .model import Encoder
 from .recipe import Recipe
 from .runs import read_checkpoint, run_folder, sigterm_exits, write_history, write_run
@@ -245,10 +245,19 @@ class TrainingRun:
         self.network, self.optimiser = fabric.setup(task.network, task.optimiser())
         self.rows, self.step, self.best = [], 0, {"score": math.inf}
         if state:
-            task.network.load_state_dict(state["network"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            task.load_state_dict(state["task"])
-            self.rows, self.step, self.best = list(state["rows"]), state["step"], state["best"]
+            try:
+                self.load_state_dict(state)
+            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as e:
+                raise ValueError(f"the state of the run is damaged ({type(e).__name__}): start "
+                    "anew in another folder") from e
+
+    def load_state_dict(self, state: dict) -> None: # of `state_dict`
+        task, self.best = self.task, state["best"]
+        task.network.load_state_dict(self.best.get("weights", state["network"])) # do they fit?
+        task.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        task.load_state_dict(state["task"])
+        self.rows, self.step = [dict(row) for row in state["rows"]], state["step"]
 
     def state_dict(self) -> dict: # of the run, plain values and tensors
         task = self.task
@@ -351,7 +360,8 @@ def train(
         if folder and resume:
             state = read_checkpoint(folder, task.identity())
         fabric = new_fabric(accelerator, devices, num_nodes)
-        run = TrainingRun(task, fabric, fabric.broadcast(state))
+        with about_file(run_dir or ""):
+            run = TrainingRun(task, fabric, fabric.broadcast(state))
         if folder and run.rows:
             write_history(folder, run.rows)
         done, n = len(run.rows), task.n_cells

@@ -9,6 +9,7 @@ from scformer_nb.alignment import (
     ALIGN_PAPER,
     align,
     align_by_pairs,
+    csls,
     label_transfer,
     match_centres,
     procrustes,
@@ -86,6 +87,11 @@ def test_refinement_ends_at_the_planted_map():
     W, shift, share = refine(X, X @ Q + 1, near, torch.ones(6))
     assert torch.allclose(W, Q, atol=1e-3) and share == 1
     assert torch.allclose(procrustes(X, X @ Q + 1)[0], Q, atol=1e-4)
+
+
+def test_hubs_of_both_sides_lose_their_lead():
+    S = np.random.default_rng(0).normal(size=(12, 30))
+    assert np.allclose(csls(S).T, csls(S.T)) and np.allclose(csls(np.ones((4, 5))), 0)
 
 
 def test_label_transfer_is_a_mean_over_types_that_both_have():

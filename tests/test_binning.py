@@ -121,6 +121,10 @@ def test_input_is_left_alone(X, data):
     assert not any(np.shares_memory(getattr(stored, a), getattr(binned, a)) for a in ("data", "indices", "indptr"))
 
 
+def test_equal_values_share_the_bin_of_the_last_of_them():
+    assert bin_values(np.array([[1, 1, 0, 1, 2]]), n_bins=5).toarray().tolist() == [[3, 3, 0, 3, 4]]
+
+
 def test_duplicates_are_added():
     stored = sp.csr_matrix((np.array([200, 100, 250], np.uint8), [0, 0, 1], [0, 3]), shape=(1, 2))
     assert bin_values(stored).toarray().tolist() == [[50, 25]]  # 300 and 250, without overflow

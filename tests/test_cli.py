@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import filelock
 import h5py
 import nbformat
 import notebooks  # tools/notebooks.py
@@ -13,9 +14,10 @@ import typer
 import warm
 from typer.testing import CliRunner
 
+import scformer_nb as scf
 from scformer_nb import cli, data, embedding, recipe
 from scformer_nb.datasets import load
-from scformer_nb.simulate import simulate
+from scformer_nb.simulate import simulate, simulate_perturbations
 
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))"  # as if a disk had that much room
 COMMANDS = ["datasets", "fit", "embed", "evaluate", "perturb fit", "perturb predict", "run", "compare-species", "demo"]
@@ -145,6 +147,22 @@ def test_two_runs_in_one_folder(cells, scformer, tmp_path):
         other.communicate()
 
 
+@pytest.mark.parametrize("name", ["ScFormer", "PerturbationModel"])
+def test_a_folder_is_the_runs_own_until_its_model_is_saved(name, cells, scformer, tmp_path, monkeypatch):
+    "Another that comes between the last epoch and the model would lose one of two, and both would say done."
+    kind, held = getattr(scf.scformer if name == "ScFormer" else scf.perturbation, name), []
+
+    def save(model, folder, overwrite):
+        with pytest.raises(filelock.Timeout):
+            filelock.FileLock(folder / ".lock", timeout=0).acquire()
+        held.append(folder)
+    monkeypatch.setattr(kind, "save", save)
+    simulate_perturbations(n_genes=40, n_targets=8, n_doubles=10, n_cells=12).write_h5ad(tmp_path / "screen.h5ad")
+    fit = ["fit", cells, "--epochs", 1] if name == "ScFormer" else ["perturb", "fit", tmp_path / "screen.h5ad"]
+    scformer(*fit, "-o", tmp_path / "run")
+    assert held == [tmp_path / "run"]
+
+
 @pytest.mark.parametrize("command", [["fit"], ["perturb", "fit", "--epochs", "1"]])
 def test_resume_where_there_is_something_else_writes_nothing(command, cells, scformer, tmp_path):
     (tmp_path / "thesis").mkdir()
@@ -233,8 +251,9 @@ def test_the_label_key_of_two_species_may_come_either_way(scformer, monkeypatch)
 
 
 def test_the_paper_preset_and_json(model, scformer, cells, tmp_path):
-    scformer("fit", cells, "-o", tmp_path / "run", "--preset", "paper", "--epochs", 1, "--n-hvg", 20, "--batch-key", "batch")
-    assert json.loads((tmp_path / "run/model.json").read_text())["recipe"]["loss"] == "ce"
+    scformer("fit", cells, "-o", tmp_path / "run", "--preset", "paper", "--epochs", 1, "--n-hvg", 20, "--batch-key", "batch", "--seed", 7)
+    facts = json.loads((tmp_path / "run/model.json").read_text())
+    assert (facts["recipe"]["loss"], facts["settings"]["seed"]) == ("ce", 7)
     scformer("embed", model, cells, "-o", tmp_path / "out.h5ad")
     out, said = scformer("evaluate", tmp_path / "out.h5ad", "--label-key", "cell_type", "--json")
     assert set(json.loads(out)) >= {"AvgBIO", "NMI", "kNN_accuracy", "participation_ratio"} and "left out" not in said

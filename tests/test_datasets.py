@@ -2,6 +2,8 @@
 import http.server
 import json
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -178,7 +180,20 @@ def test_a_damaged_note_of_hashes_is_written_anew(cache, text, monkeypatch):
     with pytest.warns(UserWarning, match="known_hashes.json is damaged"):
         assert datasets.fetch("norman.zip") == folder / "norman.zip"
     assert len(json.loads((folder / "known_hashes.json").read_text())["norman.zip"]) == 64
-    assert sorted(os.listdir(folder)) == ["known_hashes.json", "norman.zip"]
+    assert sorted(os.listdir(folder)) == [".lock", "known_hashes.json", "norman.zip"]
+
+
+def test_a_note_of_hashes_waits_for_the_others(cache):
+    "One that is noted while this one waits is not lost."
+    folder, _, _ = cache
+    folder.mkdir()
+    (folder / "norman.zip").write_bytes(b"by hand")
+    code = ("import sys, time\nfrom scformer_nb.io import lock_folder\nwith lock_folder(sys.argv[1]) as folder:\n"
+        "    print(flush=True); time.sleep(.5); (folder / 'known_hashes.json').write_text('{\"x\": \"' + 64 * '0' + '\"}')")
+    with subprocess.Popen([sys.executable, "-c", code, folder], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        datasets.fetch("norman.zip")
+    assert json.loads((folder / "known_hashes.json").read_text()).keys() == {"x", "norman.zip"}
 
 
 def test_missing_file_and_missing_name(tmp_path):

@@ -30,3 +30,12 @@ def test_gene_sets_carry_over_to_genes_that_were_never_perturbed():
     train = data[~data.obs.condition.str.contains(r"\bgene0\b")].copy()
     alone, with_sets = (fit_effects(train, data.var_names, sets).expected(["gene0"])[0] for sets in (None, programs))
     assert pearson(with_sets, truth.loc["gene0"]) > pearson(alone, truth.loc["gene0"]) + 0.1
+
+
+def test_the_fewer_cells_the_less_a_perturbation_counts():
+    data = prepare_screen(simulate_perturbations(n_genes=40, n_targets=4, n_doubles=2, n_cells=30, seed=0), batch_key="batch")
+    few = (data.obs.condition == "gene0").to_numpy()
+    few[np.flatnonzero(few)[:10]] = False
+    train = data[~few].copy()
+    model, n = fit_effects(train, train.var_names), profile(train).n_cells
+    assert n["gene0"] == 10 and np.allclose(model.noise * n.to_numpy(), n.mean())

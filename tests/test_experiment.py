@@ -1,5 +1,7 @@
 """What the experiment pages share: data and keys, settings that find stored lines, runs, claims."""
 import json
+import sys
+import time
 import warnings
 from dataclasses import asdict
 
@@ -7,6 +9,7 @@ import notebooks  # tools/notebooks.py
 import numpy as np
 import pandas as pd
 import pytest
+import warm
 from own_data import own_file
 
 from scformer_nb import experiment as experiment_module
@@ -32,6 +35,34 @@ def test_data_and_keys(mine, tmp_path):
     again = Experiment("toy", own_file(tmp_path), str(tmp_path), layer="raw", n_cells=120)
     assert list(again.hvg.obs_names) == list(mine.hvg.obs_names) and again.groups.unique().tolist() == ["all cells"]
     assert (again.label_key, again.batch_key) == (None, None) and again.settings["label_key"] is None
+
+
+def test_coordinates_that_are_drawn_anew_and_cut_off_leave_the_old(mine, monkeypatch):
+    def half(file, array):
+        file.write(b"half")
+        raise KeyboardInterrupt
+    monkeypatch.setattr(experiment_module, "umap", lambda Z: Z)
+    mine.keep_umap("PCA", np.zeros((120, 2)))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(experiment_module.np, "save", half)
+        mine.keep_umap("PCA", np.ones((120, 2)))
+    assert (np.load(f"{mine.path('PCA', 'umap')}.npy") == 0).all()
+
+
+@pytest.mark.slow
+def test_arrays_of_two_runs_at_once_are_both_kept(mine, monkeypatch):
+    "The second is there before the first has written: it waits."
+    code = ("import sys; import numpy as np; from scformer_nb.experiment import Results\n"
+        "Results('toy', 'mine', sys.argv[1]).keep('second', Z=np.ones(2))")
+    other, save = [], np.savez_compressed
+
+    def with_another(*args, **arrays):
+        other.append(warm.Popen([sys.executable, "-c", code, str(mine.out)]))
+        time.sleep(.5)
+        save(*args, **arrays)
+    monkeypatch.setattr(experiment_module.np, "savez_compressed", with_another)
+    mine.keep("first", Z=np.zeros(2))
+    assert other[0].wait(60) == 0 and set(mine.arrays) == {"first, Z", "second, Z"}
 
 
 @pytest.mark.parametrize(("key", "message"), [("one", r"obs\['one'\] has one value, it needs two or more"),

@@ -1,5 +1,6 @@
 """Gene names: translated on request, counted, and never at the price of a gene."""
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 
@@ -74,3 +75,10 @@ def test_without_the_table_the_way_out_is_named(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'scformer_nb\[genes\]'"):
         rename_genes(cells([CD3D]), "symbol")
     gene_table.cache_clear()
+
+
+def test_genes_that_share_an_ortholog_have_none(monkeypatch):
+    rows = [("A", "a", "ortholog_one2one"), ("B", "b", "ortholog_one2one"), ("C", "b", "ortholog_one2one"),
+        ("D", "d", "ortholog_one2many"), ("E", "e", "ortholog_one2one"), ("E", "f", "ortholog_one2one")]
+    monkeypatch.setattr(gene_names, "gene_table", lambda species: pd.DataFrame(rows, columns=["symbol", "other_symbol", "homology"]))
+    assert orthologs("human").to_dict() == {"A": "a"}

@@ -1,9 +1,11 @@
 """Files that are damaged, cut off or none: what the page A0b_h5ad cannot hold."""
 import os
+import tempfile
 
 import h5py
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from scformer_nb import data, hvg
 from scformer_nb.datasets import load, open_cells
@@ -38,9 +40,9 @@ def test_files_that_are_no_h5ad(tmp_path, what, message):
     assert load(tmp_path / "whole.h5ad").uns["dataset"] == "simulated"
 
 
-def rewrite(path, change):
+def rewrite(path, change, X=COUNTS):
     "An h5ad file with one part of its HDF5 changed."
-    cells().write_h5ad(path)
+    cells(X=X).write_h5ad(path)
     with h5py.File(path, "r+") as f:
         change(f)
     return path
@@ -117,6 +119,18 @@ def test_layers_and_raw_are_checked_too(tmp_path, part):
         f["layers/c/indices" if part == "layers" else "raw/X/indices"][5] = 4000
     with pytest.raises(ValueError, match=f"{part}.* is a damaged sparse matrix"):
         load(tmp_path / "x.h5ad")
+
+
+def test_counts_sorted_on_disk_leave_nothing_however_the_process_ends(tmp_path, monkeypatch):
+    "Their file has no name, which only the end of a process could take away."
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(data, "PART", 16)
+    rewrite(tmp_path / "x.h5ad", lambda file: None, COUNTS.tocsc())
+    with open_cells(tmp_path / "x.h5ad") as a, pytest.warns(UserWarning, match="stored by columns"):
+        reader = data.CountReader(a)
+        parts = [part.X for part in reader.parts()]
+        assert reader.matrix.file.tell() > 0 and [p.name for p in tmp_path.iterdir()] == ["x.h5ad"]
+    assert (sp.vstack(parts) != load(tmp_path / "x.h5ad").X).nnz == 0
 
 
 def test_what_is_no_ordinary_file_is_refused_at_once(tmp_path):

@@ -65,6 +65,14 @@ def test_dar_teaches_its_classifier_and_the_opposite_to_the_encoder(parts):
         assert dar(seen) < before
 
 
+def test_what_the_bottleneck_holds_costs(parts):
+    "Nothing for N(0, 1) itself; for a mean of 2 in three numbers (4 / 2) * 3 nats, a share for each of 30 genes."
+    genes, h, h_c, b = parts
+    nothing = HeadInput(genes, h, h_c, torch.zeros(6, 3), b, spread=torch.ones(6, 3))
+    kl = HEADS["kl"](LATENT)
+    assert kl(nothing) == 0 and torch.isclose(kl(replace(nothing, h_c=torch.full((6, 3), 2.0))), torch.tensor(6 / 30))
+
+
 # ---- the list of heads
 
 def test_a_new_head_is_one_class(parts, monkeypatch):

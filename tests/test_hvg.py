@@ -78,6 +78,14 @@ def test_fallback_is_recorded_and_leaves_log_values():
     assert abs(np.expm1(out.X).multiply(total_all[:, None] / 1e4) - out.layers["counts"]).max() < 1e-2
 
 
+def test_the_library_size_is_that_of_obs_where_it_is_known():
+    a = cells()
+    a.obs["library_size"] = 3 * a.X.sum(1).A1
+    out = hvg.preprocess(a, n_hvg=20)
+    expected = out.layers["counts"].multiply(1e4 / a.obs["library_size"].to_numpy()[:, None])
+    assert abs(np.expm1(out.X) - expected).max() < 1e-2
+
+
 def test_selection_within_batches_ignores_batch_effects():
     a = simulate(2000, 300, 3, 2, batch_sd=0)
     b = (a.obs["batch"] == "batch_1").to_numpy()

@@ -1,6 +1,8 @@
 """Files whole or not there, folders of one run at a time, hints in the user's own words, names that moved."""
 import errno
 import os
+import subprocess
+import sys
 import threading
 import warnings
 
@@ -31,6 +33,32 @@ def test_nothing_stays_of_a_file_that_failed(tmp_path):
         new.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "mine"}
+
+
+def test_who_writes_is_told_of_what_a_killed_process_left(tmp_path):
+    "It may as well be of one that writes now, so it is not removed."
+    left = tmp_path / ".cells.h5ad.0123456789abcdef"
+    for path in (left, tmp_path / ".other.h5ad.0123456789abcdef", tmp_path / ".cells.h5ad.swp"):
+        path.write_text("half")
+    with pytest.warns(UserWarning, match=f"{left.name} in {tmp_path} is of a process that was killed, or writes cells.h5ad now"):
+        io.write_text(tmp_path / "cells.h5ad", "whole")
+    assert io.leftovers(tmp_path, "cells.h5ad") == [left] and len(io.leftovers(tmp_path)) == 2 and io.leftovers(tmp_path / "none") == []
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    calls, replace = [], os.replace
+    monkeypatch.setattr(io.os, "fsync", lambda file: calls.append("fsync"))
+    monkeypatch.setattr(io.os, "replace", lambda *names: calls.append("replace") or replace(*names))
+    io.write_text(tmp_path / "a", "whole")
+    assert calls == ["fsync", "replace"]
+
+
+def test_who_may_wait_for_a_lock_gets_it(tmp_path):
+    code = "import sys, time; from scformer_nb.io import lock_folder\nwith lock_folder(sys.argv[1]): print(flush=True); time.sleep(.3)"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with io.lock_folder(tmp_path, wait=60):
+            other.wait(60)
 
 
 def test_a_name_that_is_taken_meanwhile_is_not_replaced(tmp_path):

@@ -18,6 +18,7 @@ from scformer_nb.io import speaking_shell
 from scformer_nb.metrics import (
     MISSING_WORDS,
     RESOLUTIONS,
+    best_clusters,
     evaluate,
     knn_graph,
     louvain,
@@ -101,6 +102,14 @@ def test_every_number_by_hand(seed):
     want["Overall"] = .6 * want["AvgBIO"] + .4 * want["AvgBATCH"]
     assert list(got) == list(want) and all(type(v) is float for v in got.values())
     assert got == pytest.approx(want, abs=1e-5)
+
+
+def test_both_scores_are_of_the_clustering_that_nmi_chooses():
+    "Four clusters of two cells have the higher NMI, two of which one cell is in the wrong place the higher ARI."
+    types, fine, coarse = np.repeat([0, 1], 4), np.repeat(range(4), 2), np.array([0, 0, 0, 1, 1, 1, 1, 1])
+    nmi, ari = zip(*(nmi_ari(types, c) for c in (fine, coarse)), strict=True)
+    assert nmi[0] > nmi[1] and ari[0] < ari[1]
+    assert best_clusters(types, np.array([fine, coarse])) == pytest.approx({"NMI": nmi[0], "ARI": ari[0], "resolution": RESOLUTIONS[0]})
 
 
 def test_graph_connectivity_of_a_torn_type():

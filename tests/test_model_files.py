@@ -120,6 +120,28 @@ def test_a_save_that_is_cut_off_is_never_half_of_two_models(trained, saved, monk
         ScFormer.load(saved)
 
 
+def test_a_save_that_is_killed_between_its_files_is_complete(saved, tmp_path):
+    "The weights have their name, and the facts still that under which they were written."
+    new, beside = model(seed=1), saved / ".model.json.0123456789abcdef"
+    new.save(tmp_path / "new")
+    shutil.copy(tmp_path / "new/weights.safetensors", saved)
+    beside.write_bytes((tmp_path / "new/model.json").read_bytes())
+    assert same(ScFormer.load(saved), new)
+    (saved / "model.json").unlink()
+    assert same(ScFormer.load(saved), new)
+    beside.write_bytes(beside.read_bytes()[:-1])
+    with pytest.raises(FileNotFoundError, match="model.json is missing"):
+        ScFormer.load(saved)
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_refused(saved, monkeypatch):
+    "Facts of the old one and weights of the new one would be a model that nobody trained."
+    read = scformer.read_facts
+    monkeypatch.setattr(scformer, "read_facts", lambda *args: (read(*args), model(seed=1).save(saved, overwrite=True))[0])
+    with pytest.raises(ValueError, match="weights.safetensors has changed while it was read"):
+        ScFormer.load(saved)
+
+
 @pytest.mark.parametrize("missing", ["model.json", "weights.safetensors", "the folder"])
 def test_a_model_with_a_part_missing(saved, missing):
     shutil.rmtree(saved) if missing == "the folder" else (saved / missing).unlink()

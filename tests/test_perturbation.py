@@ -100,7 +100,7 @@ def test_a_run_that_is_killed_loses_one_epoch_at_most(train, split, tmp_path, mo
         m.setattr(PerturbationTask, "validate", stop_in_third)
         killed.fit(4, tmp_path / "run", progress=False)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {"last.ckpt", "history.csv", ".lock"}
-    (tmp_path / "run" / ".last.ckpt.left").write_text("of a run that was killed while writing")
+    (tmp_path / "run" / ".last.ckpt.0123456789abcdef").write_text("of a run that was killed while writing")
     again, whole = begin().fit(4, tmp_path / "run", resume=True, progress=False), begin().fit(4, progress=False)
     assert same_losses(again, whole) and np.array_equal(again.predict(split.index), whole.predict(split.index))
     with pytest.warns(UserWarning, match="has 4 epochs already, more than max_epochs=1"):

@@ -59,6 +59,13 @@ def test_facts_that_no_model_has_are_refused(saved, tmp_path, name):
         PerturbationModel.load(tmp_path / "model")
 
 
+def test_a_perturbation_has_one_row(saved, tmp_path):
+    weights, facts = saved
+    write_model(tmp_path / "model", weights, facts | {"names": facts["names"][:1] * len(facts["names"])})
+    with pytest.raises(ValueError, match="names has values that no model has"):
+        PerturbationModel.load(tmp_path / "model")
+
+
 def beyond(x):
     return x + 10**6
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from scformer_nb.perturbation_models import MODELS, gears, mlp_baseline, predict_with
-from scformer_nb.screens import training_cells
+from scformer_nb.perturbation_models import MODELS, gears, mean_change, mlp_baseline, predict_with
+from scformer_nb.screens import profile, training_cells
 
 OPTIONS = dict(gene_sets={"a": ["gene0", "gene1", "gene2"], "b": ["gene2", "gene3"]}, seed=1, max_epochs=1)
 
@@ -26,6 +26,12 @@ def test_training_does_not_see_test_cells(data, split, train, name):
     again = predict_with(name, training_cells(changed, split), test, **OPTIONS)
     assert hidden.any() and again.equals(predict_with(name, train, test, **OPTIONS))
     assert again.shape == (len(test), data.n_vars) and np.isfinite(again).all().all()
+
+
+def test_the_mean_is_over_perturbations_and_without_control(train):
+    "Control has five times the cells of a perturbation: a mean over cells would be near it."
+    known, found = profile(train), mean_change(train, ["gene0", "gene1+gene2"])
+    assert np.allclose(found, known.mean.mean()) and abs(known.mean.mean() - known.control).max() > .1
 
 
 def test_the_mlp_leaves_the_seed_alone(train, split):

@@ -56,10 +56,27 @@ def test_types_called_by_numbers_or_missing_words():
     assert legend == ["0", "1", "15", "2", "NA", "None", "nan", "none"]
 
 
+def test_cells_have_the_colour_of_their_own_group():
+    xy, groups = np.random.default_rng(0).normal(size=(60, 2)), pd.Series(list("abc") * 20, name="type")
+    points = plot_methods({"PCA": xy}, groups).axes[0].collections[0]
+    colour = {tuple(place): tuple(rgba[:3]) for place, rgba in zip(points.get_offsets().data, points.get_facecolors(), strict=True)}
+    found = [colour[tuple(place)] for place in np.float64(np.float32(xy))]
+    assert np.allclose(found, palette(3)[groups.astype("category").cat.codes])
+
+
 def test_save_figure_makes_its_folder_and_keeps_dots(tmp_path):
     fig = plot_methods({"PCA": np.eye(4)[:, :2]}, pd.Series(list("aabb"), name="type"))
     assert save_figure(fig, tmp_path / "new" / "v1.5_umap", dpi=20) == tmp_path / "new" / "v1.5_umap.png"
     assert (tmp_path / "new" / "v1.5_umap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_figure_that_is_cut_off_leaves_the_old(tmp_path, monkeypatch):
+    fig = plot_methods({"PCA": np.eye(4)[:, :2]}, pd.Series(list("aabb"), name="type"))
+    old = save_figure(fig, tmp_path / "umap", dpi=20).read_bytes()
+    monkeypatch.setattr(fig, "savefig", lambda file, **how: (file.write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        save_figure(fig, tmp_path / "umap", dpi=20)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {"umap.png": old}
 
 
 def test_colours_cost_no_scanpy():

@@ -94,6 +94,11 @@ def test_human_brain_atlas(tmp_path):
     assert a.obs["batch"].tolist() == ["H2", "H1"] and a.obs["class"].tolist() == ["Glutamatergic", "GABAergic"]
 
 
+@pytest.mark.parametrize("least, kept", [(0, ["A", "B", "C"]), (1, ["A", "B"]), (2, ["A", "B"]), (3, ["A"])])
+def test_genes_of_enough_cells_are_kept(least, kept):
+    assert readers.as_adata(np.array([[1, 0, 0], [2, 3, 0], [4, 5, 0]]), list("ABC"), min_cells=least).var_names.tolist() == kept
+
+
 # ---- log values back to counts
 
 @pytest.mark.parametrize("known_total", [True, False])

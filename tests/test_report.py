@@ -64,6 +64,13 @@ def test_results_come_first_and_once(tmp_path):
     assert not tree.find(id="warnings")
 
 
+def test_warnings_from_before_and_from_within_the_page_are_shown(tmp_path):
+    said = new_output("stream", name="stderr", text="/x.py:1: UserWarning: three cells are empty\n")
+    _, tree = write(tmp_path, [new_code_cell("1", outputs=[said])], notes=["it takes 9 GB"])
+    shown = tree.find(id="warnings").get_text()
+    assert "it takes 9 GB" in shown and "three cells are empty" in shown
+
+
 def test_a_bad_card_is_a_warning_that_says_what_to_try(tmp_path):
     page = new_notebook(cells=[new_code_cell("1")])
     def said(**card):

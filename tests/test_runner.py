@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import anndata
 import nbformat
@@ -125,6 +126,13 @@ def test_parameters_that_are_refused(given, message, run_toy, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_every_parameter_reaches_the_page(toy, tmp_path, monkeypatch):
+    ran, values = [], {"n": 3, "seeds": [2, 5], "methods": ["old"], "full": True}
+    monkeypatch.setattr(runner.papermill, "execute_notebook", lambda nb, place, given, **how: ran.append(given))
+    runner.execute(toy, tmp_path, values, show=False)
+    assert ran == [values]
+
+
 def test_old_names_of_pages_are_read():
     assert runner.find_page("20_exp_clustering") == runner.find_page("clustering.ipynb") == runner.pages()["clustering"]
 
@@ -229,6 +237,12 @@ def test_a_finished_run_is_not_replaced_by_one_on_other_data(run_toy, cells, tmp
     others.write_bytes(cells.read_bytes())
     assert f"holds a run on {cells}" in run_toy(others, "-o", tmp_path / "run", code=2)[1]
     assert (tmp_path / "run/metrics.json").read_bytes() == numbers
+
+
+def test_too_few_open_files_are_said_before_a_kernel_starts(run_toy, cells, tmp_path):
+    with mock.patch("resource.getrlimit", return_value=(40, 4096)):
+        assert "and 40 are allowed here; say ulimit -n 1024 first" in run_toy(cells, "-o", tmp_path / "out", code=2)[1]
+    assert not (tmp_path / "out").exists()
 
 
 # ---- a page that fails, is killed, and is continued

@@ -5,6 +5,7 @@ import scipy.sparse as sp
 import torch
 from sklearn.neighbors import NearestNeighbors
 
+from scformer_nb import saucie as module
 from scformer_nb.hvg import preprocess
 from scformer_nb.saucie import batch_loss, remove_batches, saucie, unit_variance
 from scformer_nb.simulate import simulate
@@ -56,3 +57,10 @@ def test_batches_are_moved_onto_the_largest():
         torch.manual_seed(0)
         Y = remove_batches(X, batches, 5, np.random.default_rng(0))
     assert Y.shape == X.shape and (Y.std(0) > 0).all()
+
+
+def test_the_largest_batch_is_the_reference_of_each_other(monkeypatch):
+    seen, batches = [], np.array(["b"] * 15 + ["c"] * 25 + ["a"] * 20)
+    monkeypatch.setattr(module, "fit_autoencoder", lambda model, loss, X, groups, *rest: seen.append([batches[g[0]] for g in groups]))
+    remove_batches(unit_variance(CELLS.X), batches, 5, np.random.default_rng(0))
+    assert seen == [["c", "a"], ["c", "b"]]

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scformer_nb.screen_scores import de_genes, de_weights, energy_distance, perturbed_mean, score, score_halves
+from scformer_nb.screen_scores import de_genes, de_weights, discrimination, energy_distance, perturbed_mean, score, score_halves
 from scformer_nb.screens import profile
 
 
@@ -54,3 +54,10 @@ def test_halves_are_scored_as_a_prediction_is(data, split):
     halves = score_halves(data, test, reference=perturbed_mean(profile(data), split))
     assert list(halves.index) == test and halves.e_distance.abs().mean() < 1
     assert halves.discrimination.mean() > 0.9
+
+
+def test_a_perturbation_is_not_told_by_its_own_genes():
+    "A prediction that knows A's own change only, and else looks like B's, ranks A second of two."
+    truth = pd.DataFrame({"A": [9, 0.], "B": [0, 9.], "C": [1, 2.]}, index=["A", "B"])
+    guess = pd.DataFrame({"A": [9.], "B": [4.5], "C": [2.]}, index=["A"])
+    assert discrimination(guess, truth)["A"] == .5 and discrimination(guess.assign(B=4), truth)["A"] == 1

@@ -128,7 +128,7 @@ def test_files_of_two_models_are_not_mixed(own):
 
 @pytest.mark.parametrize("harm", [dict(embedding=torch.zeros(3, 5).half()), dict(embedding=torch.full((3, 32), torch.inf).half()),
     dict(labels=torch.tensor([0, 1, 9], dtype=torch.uint8)), dict(studies=torch.zeros(2, dtype=torch.uint8)), dict(labels=torch.ones(3)),
-    dict(embedding=torch.tensor(1.0))])
+    dict(embedding=torch.tensor(1.0)), dict(labels=torch.tensor([0, -1, 0], dtype=torch.int8))])
 def test_labelled_cells_that_cannot_be_are_refused(own, harm):
     cells = Labelled(np.zeros((3, 32), np.float32), np.array(["a", "b", "a"]), np.array(["s", "s", "t"]))
     write_labelled(own, cells)
@@ -176,6 +176,9 @@ def test_the_same_plan_gives_the_same_bits(plan, tmp_path):
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "second" / file.name).read_bytes(), file.name
     assert torch.get_num_threads() == threads
+    shipped_cells = shipped.read_labelled(tmp_path / "first", model.recipe.latent).embedding
+    of_shipped = shipped.embed_labelled(ScFormer.load(tmp_path / "first"), shipped.read_studies("toy")).embedding
+    assert np.array_equal(shipped_cells, np.float16(of_shipped)), "they are embedded by the weights of 16 bits that ship"
 
 
 def test_labels_without_a_word_do_not_vote(plan, tmp_path):

@@ -52,6 +52,12 @@ def test_affinity_correlation_is_one_for_the_tree_itself_and_not_significant_for
     assert abs(p["r"]) < 0.4 and p["p"] > 0.01
 
 
+def test_shuffles_are_of_types_not_of_distances():
+    "Of the 120 orders of five types four leave this tree as it is."
+    tree = read_tree(TREE)
+    assert abs(affinity_correlation(tree_distance(tree), tree)["p"] - 4 / 120) < .015
+
+
 def test_simulated_species_follow_their_tree():
     tree, before = read_tree(TREE), np.random.get_state()[1].copy()
     species = simulate_species(tree, {"fish": ["e"], "fly": [], "worm": ["a", "b"]}, n_cells=200, n_genes=60, orthologs=0.25)

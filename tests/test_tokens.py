@@ -123,6 +123,11 @@ def test_every_token_carries_its_own_gene_bin_and_mask(genes, limits):
         assert b.masked[i].numpy()[here].sum() == min(n_masked, limits.get("max_masked", 999))
 
 
+@pytest.mark.parametrize("ratio", [0, .3])
+def test_the_share_of_hidden_genes_is_the_ratio(ratio):
+    assert abs(draw_mask((200, 500), ratio, np.random.default_rng(0)).mean() - ratio) < .01
+
+
 def test_a_cell_does_not_depend_on_its_mini_batch():
     alone, among = make_batch(cells(), np.array([5])), make_batch(cells(), np.array([1, 5, 9]))
     n = alone.genes.shape[1]

@@ -328,7 +328,7 @@ def test_resume_writes_nothing_into_a_folder_that_no_run_made(tmp_path, no_train
 
 
 def test_what_a_killed_run_left_is_removed(finished, tmp_path):
-    (tmp_path / ".last.ckpt.a1b2c3").write_bytes(b"half")
+    (tmp_path / ".last.ckpt.a1b2c3a1b2c3a1b2").write_bytes(b"half")
     assert len(model(1, tmp_path, resume=True).history) == 1
     assert files(tmp_path) == files(finished)
 
@@ -338,6 +338,15 @@ def test_a_pipe_is_no_checkpoint(run, no_training):
     os.mkfifo(run / "last.ckpt")
     with pytest.raises(ValueError, match="last.ckpt is a pipe or a device"):
         model(4, run, resume=True)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_room_says_so(tmp_path):
+    "torch hides the error of a full disk behind one of its own."
+    code = ("import resource, sys, torch; from pathlib import Path; from scformer_nb.runs import write_run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
+    done = warm.run([sys.executable, "-c", code, tmp_path])
+    assert done.returncode == 1 and "no space is left for it" in done.stderr and files(tmp_path) == []
 
 
 def test_names_of_temporary_files_cannot_be_guessed(tmp_path, monkeypatch):
@@ -513,6 +522,13 @@ class Trap:
     def __reduce__(self): return os.system, (f"touch '{self.path}'",)
 
 
+def spoil(ckpt, change):
+    "The weights of a checkpoint are others."
+    state = torch.load(ckpt, weights_only=True)
+    weights = {name: change(w) if w.is_floating_point() else w for name, w in state["network"].items()}
+    torch.save(state | {"network": weights}, ckpt)
+
+
 DAMAGE = {
     "empty": lambda ckpt, trap: ckpt.write_bytes(b""),
     "cut at the start": lambda ckpt, trap: ckpt.write_bytes(ckpt.read_bytes()[:100]),
@@ -523,6 +539,9 @@ DAMAGE = {
     "of no known kind": lambda ckpt, trap: torch.save([1], ckpt),
     "an odd identity": lambda ckpt, trap: torch.save(torch.load(ckpt, weights_only=True) | {"identity": 3}, ckpt),
     "a part missing": lambda ckpt, trap: torch.save({"identity": torch.load(ckpt, weights_only=True)["identity"]}, ckpt),
+    **{f"{part} of text": lambda ckpt, trap, part=part: torch.save(torch.load(ckpt, weights_only=True) | {part: "x"}, ckpt)
+       for part in ("rows", "step", "best", "optimiser", "network")},
+    "weights of NaN": lambda ckpt, trap: spoil(ckpt, lambda w: w * float("nan")),
     "a pickle": lambda ckpt, trap: ckpt.write_bytes(pickle.dumps(trap)),
     "a pickle inside": lambda ckpt, trap: torch.save({"recipe": trap}, ckpt),
 }
@@ -535,6 +554,20 @@ def test_a_damaged_checkpoint_is_refused_and_never_executed(run, tmp_path, no_tr
     with pytest.raises(ValueError, match="last.ckpt is cut off or no checkpoint of this library .*; delete it and start anew"):
         model(4, run, resume=True)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_checkpoint_of_other_shapes_is_refused_and_named(run, no_training):
+    spoil(run / "last.ckpt", lambda w: w[:1] if w.ndim else w)
+    with pytest.raises(ValueError, match="the state of the run is damaged") as error:
+        model(4, run, resume=True)
+    assert error.value.__notes__ == [str(run)]
+
+
+def test_a_checkpoint_that_leads_to_nothing_is_no_new_run(run, no_training):
+    (run / "last.ckpt").unlink()
+    (run / "last.ckpt").symlink_to(run / "nowhere")
+    with pytest.raises(FileNotFoundError, match="last.ckpt leads to nothing"):
+        model(4, run, resume=True)
 
 
 # ---- two processes

@@ -77,3 +77,8 @@ def test_triplets_and_clades_by_hand():
     scores = compare_trees(wrong, tree)
     assert compare_trees(reference_tree(tree), tree)[["triplets", "clades"]].tolist() == [1, 1]
     assert scores["triplets"] == 0.3 and np.isclose(scores["clades"], 1 / 3)
+
+
+def test_a_triplet_that_the_tree_leaves_open_is_not_asked_for():
+    tree, finer = read_tree({"x": ["a", "b", "c"], "y": ["d"]}), read_tree({"x": {"1": ["a"], "2": ["b", "c"]}, "y": ["d"]})
+    assert compare_trees(reference_tree(finer), tree)["triplets"] == 1
