@@ -64,7 +64,9 @@ def write_run(folder: Path, state: dict) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as e: # torch's own, after the file's
-            raise e.__context__ if isinstance(e.__context__, OSError) else e
+            if isinstance(e.__context__, OSError):
+                raise e.__context__ from None
+            raise
     write_history(folder, state["rows"])
 
 def write_history(folder: Path, rows: list[dict]) -> None:

@@ -343,8 +343,9 @@ def test_a_pipe_is_no_checkpoint(run, no_training):
 @pytest.mark.slow
 def test_a_checkpoint_without_room_says_so(tmp_path):
     "torch hides the error of a full disk behind one of its own."
-    code = ("import resource, sys, torch; from pathlib import Path; from scformer_nb.runs import write_run\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
+    code = ("import resource, sys, torch; from pathlib import Path\nfrom scformer_nb.runs import write_run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "write_run(Path(sys.argv[1]), {'rows': [], 'x': torch.zeros(100_000)})")
     done = warm.run([sys.executable, "-c", code, tmp_path])
     assert done.returncode == 1 and "no space is left for it" in done.stderr and files(tmp_path) == []
 

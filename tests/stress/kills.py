@@ -149,8 +149,8 @@ def at_moments(place, names=SIX, n=N):
         clock = "wall" if name == "run" else "cpu"  # a page waits for its kernel
         moments = np.random.default_rng([18, number]).uniform(.02, 1, n) * cost[clock]
         attack_at = partial(kill, name, words_of[name], place=place, known=[known])
-        cases[f"{name}, {n} random moments"] = {f"{name} at {moment:.3f} s": partial(attack_at, place / f"{name}_{i}", **{clock: moment})
-            for i, moment in enumerate(moments)}
+        cases[f"{name}, {n} random moments"] = {f"{name} {i}, at {moment:.3f} s":
+            partial(attack_at, place / f"{name}_{i}", **{clock: moment}) for i, moment in enumerate(moments)}
     return cases
 
 
