@@ -58,6 +58,7 @@ experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; run
 	page exp_resolutions "cortex cortex_200genes pbmc3k pbmc4k"; \
 	for d in pancreas_3studies pancreas_5tech pbmc_3chem kang_pbmc; do $(BIN)/papermill nbs/*_exp_resolutions.ipynb out/exp_resolutions_$$d.ipynb \
 		-p dataset $$d -p batch_key batch -p full True -p out figures --log-output; done; \
+	page exp_external_tokens "pancreas_5tech kang_pbmc"; \
 	page exp_new_study "kang_pbmc pbmc3k"; \
 	$(BIN)/papermill nbs/*_exp_new_study.ipynb out/new_study_pancreas.ipynb -p dataset pancreas_baron_human \
 		-p model human_pancreas -p full True -p out figures --log-output; \

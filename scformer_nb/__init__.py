@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
     from . import (
         alignment, baselines, batch_correction, binning, cli, counts, cross_species, data, datasets, effects,
-        embedding, experiment, gene_anchors, gene_names, gene_space, h5ad, heads, hub, hvg, io, ledger, mapping, metrics,
-        model, model_files, perturbation, perturbation_files, perturbation_models, perturbation_network, plots,
-        pretrained, readers, recipe, report, runner, runs, saucie, scformer, score_card, screen_scores, screens,
-        shipped, simulate, studies, svd_init, taxonomy, tokens, training, trees, wasserstein, writable,
+        embedding, experiment, external_tokens, gene_anchors, gene_names, gene_space, h5ad, heads, hub, hvg, io,
+        ledger, mapping, metrics, model, model_files, perturbation, perturbation_files, perturbation_models,
+        perturbation_network, plots, pretrained, readers, recipe, report, runner, runs, saucie, scformer, score_card,
+        screen_scores, screens, shipped, simulate, studies, svd_init, taxonomy, tokens, training, trees, wasserstein,
+        writable,
     )
     from .datasets import load
     from .scformer import ScFormer
@@ -19,11 +20,11 @@ if TYPE_CHECKING:  # for editors; nothing heavy is imported until it is used
 __version__ = "0.1.0"
 __all__ = [
     "ScFormer", "alignment", "baselines", "batch_correction", "binning", "cli", "counts", "cross_species", "data",
-    "datasets", "effects", "embedding", "experiment", "gene_anchors", "gene_names", "gene_space", "h5ad", "heads", "hub",
-    "hvg", "io", "ledger", "load", "mapping", "metrics", "model", "model_files", "perturbation", "perturbation_files",
-    "perturbation_models", "perturbation_network", "plots", "pretrained", "readers", "recipe", "report", "runner",
-    "runs", "saucie", "scformer", "score_card", "screen_scores", "screens", "shipped", "simulate", "studies",
-    "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
+    "datasets", "effects", "embedding", "experiment", "external_tokens", "gene_anchors", "gene_names", "gene_space",
+    "h5ad", "heads", "hub", "hvg", "io", "ledger", "load", "mapping", "metrics", "model", "model_files",
+    "perturbation", "perturbation_files", "perturbation_models", "perturbation_network", "plots", "pretrained",
+    "readers", "recipe", "report", "runner", "runs", "saucie", "scformer", "score_card", "screen_scores", "screens",
+    "shipped", "simulate", "studies", "svd_init", "taxonomy", "tokens", "training", "trees", "wasserstein", "writable",
 ]
 
 _SHORT = {"ScFormer": "scformer", "load": "datasets"}  # names of modules that can be had from the package itself

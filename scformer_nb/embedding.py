@@ -43,7 +43,7 @@ def tokenise(
     slabs = (counts[i:i + PART] for i in range(0, len(data), PART))
     values = np.concatenate([bin_values(slab, n_bins).data for slab in slabs])
     bins = sp.csr_matrix((values, counts.indices, counts.indptr), counts.shape)
-    return CellTokens(bins, counts, vocab, batch, genes=genes, measured=measured)
+    return CellTokens(bins, counts, vocab, batch, vocab.fields(), genes, measured)
 
 # %% ../nbs/07c_embedding.ipynb #104fd0be
 TOKENS = 16384 # of a mini-batch, padding included, when cells are embedded

@@ -169,10 +169,11 @@ def train(self: Experiment,
     seed: int, # of weights, mini-batches and masks
     max_epochs: int | None, # None: the recipe's; 0: the network as it is initialised
     recipe: Recipe = DEFAULT, # sizes, switches and weights
+    external: dict | None = None, # fields of external tokens
 ): # the ScFormer
     "scFormer, trained on the cells of this experiment."
     model = scf.ScFormer(self.adata, batch_key=self.batch_key, layer=self.layer,
-        n_hvg=self.n_hvg, seed=seed, recipe=recipe)
+        n_hvg=self.n_hvg, seed=seed, recipe=recipe, external=external)
     return model if max_epochs == 0 else model.fit(max_epochs=max_epochs, progress=False)
 
 # %% ../nbs/13_experiment.ipynb #0c141739

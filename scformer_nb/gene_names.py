@@ -104,6 +104,8 @@ def rename_genes(
     "Genes by one kind of name, and how many were found, as a warning. Raises ValueError."
     if to not in KINDS:
         raise ValueError(f"to={to!r} must be one of {', '.join(KINDS)}")
+    if not adata.n_vars:
+        raise ValueError("there are no genes to rename")
     old = pd.Series(adata.var_names.astype(str), adata.var_names)
     bare = old.map(SPELLINGS["version"])
     if looks_like_ensembl(old) == (to == "ensembl"):

@@ -142,8 +142,8 @@ def new_file(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in leftovers(path.parent, path.name):
-            warnings.warn(f"{left.name} in {path.parent} is of a process that was killed, or writes "
-                          f"{path.name} now; remove it if none does", stacklevel=3)
+            warnings.warn(f"{left.name} in {path.parent} is of a process that was killed, or "
+                          f"writes {path.name} now; remove it if none does", stacklevel=3)
         new.touch(exist_ok=False)  # O_EXCL
         yield new
         with new.open("r+b") as file:

@@ -191,6 +191,8 @@ def inspect_data(data: str, values: dict, params: dict[str, Parameter]) -> tuple
     with about_file(data), open_cells(data) as adata, quiet:
         columns = _count_values(adata.obs, values, params)
         reader = CountReader(adata, layer)
+        if len(reader.var) < 2:
+            raise ValueError("it has one gene, and a page needs two at least")
         for _ in reader.parts(len(reader) if len(reader) <= LARGE else None):
             pass # the checks of every part
     name, genes = Path(data).name, [str(g) for g in adata.var_names]

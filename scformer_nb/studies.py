@@ -116,6 +116,8 @@ def check_names(
     names: dict[str, Sequence[str]],  # study: gene names
 ) -> None:
     "Raises ValueError where genes have two names, or a study shares none with the others."
+    if empty := [study for study, genes in names.items() if not len(genes)]:
+        raise ValueError(f"study {empty[0]!r} has no genes; leave it out")
     for first, second in combinations(names, 2):
         check_pair(first, second, names)
     for study, genes in names.items():

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,7 @@ class ScFormerNetwork(nn.Module):
         n_specials: int = 2, # special tokens of the vocabulary
         n_bins: int = 51, # bins, the zero bin included
         n_batches: int = 1, # sequencing batches
+        external_sizes: Sequence[int] = (), # tokens of each external field, the zero included
     ):
         super().__init__()
         r = self.recipe = recipe
@@ -58,6 +59,10 @@ class ScFormerNetwork(nn.Module):
         self.heads = Heads(sizes, r.weights)
         correct = r.correct and n_batches > 1
         self.batch_shift = BatchShift(r.dim, sizes.cell_dim) if correct else None
+        for n in external_sizes: # zero at first, without a draw: the start is that of no field
+            zeros = torch.zeros(n, r.dim)
+            table = nn.Embedding.from_pretrained(zeros, freeze=False, padding_idx=0)
+            self.encoder.external.append(table)
         ids = torch.arange(n_specials, n_genes + n_specials)
         self.register_buffer("gene_ids", ids, persistent=False)
 
@@ -235,6 +240,9 @@ def identity(self: ScFormerTask) -> dict[str, object]:
     if c.measured is not None:
         digest.update(c.measured.tobytes())
     data = {"cells, genes, n_bins or batches": digest.hexdigest()}
+    if c.vocab.external:
+        tokens = json.dumps(c.vocab.external, sort_keys=True).encode()
+        data["external tokens"] = hashlib.sha256(tokens).hexdigest()
     return asdict(self.recipe) | {"seed": self.seed} | data
 
 # %% ../nbs/07_training.ipynb #78d97297
@@ -252,8 +260,10 @@ class TrainingRun:
                     "anew in another folder") from e
 
     def load_state_dict(self, state: dict) -> None: # of `state_dict`
-        task, self.best = self.task, state["best"]
-        task.network.load_state_dict(self.best.get("weights", state["network"])) # do they fit?
+        task, best = self.task, state["best"]
+        if state["rows"]: # would the best weights fit?
+            task.network.load_state_dict(best["weights"])
+        self.best = best | {"score": float(best["score"])}
         task.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         task.load_state_dict(state["task"])

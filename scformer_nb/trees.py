@@ -162,7 +162,9 @@ def taxonomy(means: pd.DataFrame) -> Taxonomy: # (types, dims) of `class_means`
 
 # %% ../nbs/43_trees.ipynb #2c2910c0
 def reference_tree(tree: pd.DataFrame) -> Taxonomy: # (types, levels); heights of `tree_distance`
-    "A given tree as a binary one; types of one group are joined at one height."
+    "A given tree as a binary one, one height a group. Raises ValueError for a single type."
+    if len(tree) < 2:
+        raise ValueError("a tree of one type has no branches")
     D = squareform(tree_distance(tree).to_numpy(float))
     return Taxonomy(list(tree.index), linkage(D, "average"))
 

@@ -35,7 +35,7 @@ def test_a_folder_that_holds_half_an_output_would_be_seen(tmp_path):
     def half(path, out):
         def act():
             out.write_text("half")
-            raise ValueError(f"{path} is damaged")
+            raise FileNotFoundError(f"{path} is gone")
         return act
     assert corpus.judge(Entry("half", half, cells), "fail", tmp_path / "case", None, tmp_path) == "something is left: ['out']"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from toy import CELLS, DSBN, RECIPE, model, toy
+from toy import CELLS, DSBN, model, toy
 
 from scformer_nb import data, embedding
 
@@ -23,20 +23,6 @@ def test_a_backed_file_costs_the_memory_of_its_parts(trained, tmp_path, monkeypa
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < more.data.nbytes + more.indices.nbytes  # 19 MB; less than the counts, and they are a fifth of the dense matrix
-
-
-@pytest.mark.parametrize("recipe", [RECIPE, DSBN], ids=["default", "paper"])
-def test_embeddings_depend_on_the_cell_alone(recipe, monkeypatch):
-    "Not on the chunks they are computed in, nor on the order of cells and genes."
-    made = model(epochs=1, recipe=recipe)
-    expected = made.embed_cells(CELLS)
-    rng = np.random.default_rng(0)
-    cells, genes = rng.permutation(60), rng.permutation(60)
-    assert np.abs(made.embed_cells(CELLS[cells][:, genes].copy()) - expected[cells]).max() < 1e-6
-    assert np.abs(made.embed_cells(CELLS[cells[:11]].copy()) - expected[cells[:11]]).max() < 1e-6
-    for budget in (1, 100, 1000):  # from one cell at a time
-        monkeypatch.setattr(embedding, "TOKENS", budget)
-        assert np.abs(made.embed_cells(CELLS) - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("trained_as", [int, float, str])

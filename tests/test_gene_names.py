@@ -62,6 +62,7 @@ def test_a_column_of_the_other_kind_is_not_taken():
 
 
 @pytest.mark.parametrize(("names", "args", "message"), [(["a1", "b2"], ["ensembl"], "tell no species"),
+    ([], ["ensembl"], "there are no genes"),
     (["CD3D"], ["refseq"], "symbol, ensembl"),
     (["CD3D"], ["ensembl", "pig"], "human, mouse"), (["CD3D"], ["ensembl", "mouse"], "none of 1 gene names was found")])
 def test_what_cannot_be_translated_is_refused(names, args, message):

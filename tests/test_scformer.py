@@ -23,23 +23,6 @@ from scformer_nb.simulate import simulate
 
 # ---- counts in any form
 
-@pytest.mark.parametrize("backed", [False, True], ids=["in memory", "backed"])
-@pytest.mark.parametrize("form", [COUNTS.tocsc(), COUNTS.toarray(), COUNTS.astype(np.int64), COUNTS.astype(float), sp.csr_array(COUNTS),
-                                  COUNTS.toarray().astype(np.uint16)],
-                         ids=["CSC", "dense", "int64", "float64", "csr_array", "uint16"])
-def test_every_form_of_counts_gives_the_same_model_and_embedding(trained, Z, form, backed, tmp_path, recwarn):
-    given = toy(form)
-    if backed:
-        given.write_h5ad(tmp_path / "x.h5ad")
-        given = anndata.read_h5ad(tmp_path / "x.h5ad", backed="r")
-    made = model(given)
-    assert same(made, model()) and (made.cells.bins != trained.cells.bins).nnz == 0 and (made.cells.counts != COUNTS).nnz == 0
-    assert np.array_equal(trained.embed_cells(given), Z)
-    assert our_warnings(recwarn) == []
-    if backed:
-        given.file.close()
-
-
 @pytest.mark.parametrize("form", [COUNTS, COUNTS.toarray(), COUNTS.tocsc()], ids=["CSR", "dense", "CSC"])
 @pytest.mark.filterwarnings("ignore:X is stored by columns")
 def test_a_backed_file_is_read_in_parts(trained, Z, form, tmp_path, monkeypatch):

@@ -54,6 +54,7 @@ BAD = {
     "Ensembl and symbols": (studies(b=IDS), {}, "study 'b' has Ensembl ids, 'a' gene symbols.*translate"),
     "two species": (studies(b=renamed(B, B.var_names.str.upper())), {}, "in case between the studies .*two species, compare them by"),
     "genome prefix": (studies(b=renamed(B, "GRCh38_" + B.var_names)), {}, "differ in genome prefix between"),
+    "no genes": (studies(b=B[:, :0].copy()), {}, "study 'b' has no genes"),
     "nothing in common": (studies(b=renamed(B, "other_" + B.var_names)), {}, "study 'b' has no gene in common"),
     "genes twice": (studies(b=renamed(B, ["gene_1"] * B.n_vars)), {}, "study 'b': 49 of 50 gene names are not unique"),
 }

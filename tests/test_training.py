@@ -564,6 +564,13 @@ def test_a_checkpoint_of_other_shapes_is_refused_and_named(run, no_training):
     assert error.value.__notes__ == [str(run)]
 
 
+def test_a_score_of_text_is_refused(run, no_training):
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    torch.save(state | {"best": state["best"] | {"score": "x"}}, run / "last.ckpt")
+    with pytest.raises(ValueError, match="the state of the run is damaged"):
+        model(4, run, resume=True)
+
+
 def test_a_checkpoint_that_leads_to_nothing_is_no_new_run(run, no_training):
     (run / "last.ckpt").unlink()
     (run / "last.ckpt").symlink_to(run / "nowhere")

@@ -23,7 +23,7 @@ def test_trees_that_are_none(tmp_path):
     (tmp_path / "gap.csv").write_text("type,level 1,level 2\na,x,y\nb,x,\n")
     with pytest.raises(ValueError, match="1 of 2 types of the tree have an empty cell"):
         read_tree(tmp_path / "gap.csv")
-    with pytest.raises(ValueError, match="0 types of the tree have an empty cell or no group"):
+    with pytest.raises(ValueError, match="it has no types"):
         read_tree({})
     for text, message in (("((a,b),c;", "a bracket is not closed"), ("(a,b)),c);", "closes that was never opened")):
         (tmp_path / "bad.nwk").write_text(text)

@@ -19,11 +19,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1])]
-os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])  # of all that is started
-os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+SETTINGS = {"PYTHONPATH": os.pathsep.join(sys.path[:3]), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # of all that is started
 
 import warm  # noqa: E402
 
@@ -270,7 +270,7 @@ def commands(place, epochs=3):
 def start(words, place, cwd=None, **plan):
     "A process that runs a command under a plan."
     env = os.environ | {"ATTACK": json.dumps(plan, default=str), "TOY_PAGE": str(place / "50_exp_toy.ipynb"), "TQDM_DISABLE": "1",
-        "SCFORMER_DATA_DIR": str(place / "data"), "TMPDIR": str(plan.get("tmp", place)), "COLUMNS": "300", "TERM": "dumb"}
+        "SCFORMER_DATA_DIR": str(place / "data"), "TMPDIR": str(plan.get("tmp", place)), "COLUMNS": "300", "TERM": "dumb"} | SETTINGS
     env |= plan.get("env", {})
     with one_at_a_time:
         return warm.Popen([sys.executable, "-c", CODE, *map(str, words)], env=env, cwd=cwd or place, text=True,
@@ -358,7 +358,7 @@ def contents(path):
 @contextmanager
 def arena():
     "A folder with data, and a model in it."
-    with tempfile.TemporaryDirectory(prefix="stress_") as name:
+    with tempfile.TemporaryDirectory(prefix="stress_") as name, mock.patch.dict(os.environ, SETTINGS):
         place = Path(name)
         write_data(place)
         place.chmod(0o755)

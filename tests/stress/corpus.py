@@ -114,7 +114,10 @@ def judge(entry, want, path, good, folder):
         return f"accepted: {said[-300:]} {str(printed)[:200]}"
     if want == "warn":
         return "" if "warning: " in said and named(path, said) else f"accepted without a warning that names it: {said[-300:]}"
-    result = entry.result(out, printed)
+    try:
+        result = entry.result(out, printed)
+    except Exception as e:
+        return f"the output cannot be read: {type(e).__name__}: {e}"
     return differs(result, good) if want == "same" else not_finite(result)
 
 
@@ -150,15 +153,17 @@ def wanted(want, entry):
     return first
 
 
-def work(module, group, folder, first, every):
+def work(module, groups, folder, first, every):
     "Judge the cases from the first on; a line of JSON before and after each."
     prepare()
-    cases, entries = importlib.import_module(module).GROUPS[group]
+    groups = [groups] if isinstance(groups, str) else groups
+    tables = importlib.import_module(module).GROUPS
     limit_memory()
     say = os.fdopen(os.dup(1), "w", buffering=1)
     goods, number, here = {}, -1, Path(folder, f"work{first}")
-    for name, (want, make) in list(cases.items())[::every]:
-        path = None
+    some = [(group, name) for group in groups for name in list(tables[group][0])[every // 2::every] or [*tables[group][0]][-1:]]
+    for group, name in some:
+        (want, make), entries, path = tables[group][0][name], tables[group][1], None
         for entry in entries:
             number += 1
             if number < first:
@@ -166,12 +171,8 @@ def work(module, group, folder, first, every):
             if path is None:
                 shutil.rmtree(here, ignore_errors=True)
                 here.mkdir()
-                try:
-                    with warnings.catch_warnings(action="ignore"):
-                        path = make(entry.good(Path(folder)), here)
-                except Exception as e:
-                    path = e
-            say.write(json.dumps({"begin": number, "case": name, "entry": entry.name}) + "\n")
+                path = made(make, entry.good(Path(folder)), here)
+            say.write(json.dumps({"begin": number, "case": f"{group}: {name}", "entry": entry.name}) + "\n")
             wish, start = wanted(want, entry), time.perf_counter()
             if isinstance(path, Exception):
                 wrong = f"the case cannot be made: {type(path).__name__}: {path}"
@@ -181,20 +182,29 @@ def work(module, group, folder, first, every):
             say.write(json.dumps({"end": number, "wrong": wrong, "seconds": time.perf_counter() - start}) + "\n")
 
 
+def made(make, good, folder):
+    "The input of a case, or why there is none."
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return make(good, folder)
+    except Exception as e:
+        return e
+
+
 # ---- in the process that watches
 
-def watch(group, folder, every=1, show=True, module="corpus_own"):
-    "Case: what was wrong at which entry point, and the seconds of all."
+def watch(groups, folder, every=1, show=True, module="corpus_own"):
+    "Case: what was wrong at which entry point; and the seconds of all."
     wrong, number, seconds = {}, 0, {}
     while number is not None:
-        number = watch_one(module, group, folder, number, every, wrong, seconds, show)
+        number = watch_one(module, groups, folder, number, every, wrong, seconds, show)
     return wrong, sum(seconds.values())
 
 
-def watch_one(module, group, folder, first, every, wrong, seconds, show):
+def watch_one(module, groups, folder, first, every, wrong, seconds, show):
     "Follow one process; where the next begins, if one is needed."
     words = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path[:2]!r}; import corpus; "
-             f"corpus.work({module!r}, {group!r}, {str(folder)!r}, {first}, {every})"]
+             f"corpus.work({module!r}, {groups!r}, {str(folder)!r}, {first}, {every})"]
     with open(folder / "stderr", "w") as errors, warm.Popen(words, stdout=warm.subprocess.PIPE, stderr=errors, text=True) as process:
         lines = queue.Queue()
         threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put(None)], daemon=True).start()
@@ -217,7 +227,7 @@ def watch_one(module, group, folder, first, every, wrong, seconds, show):
     if current is None and process.returncode == 0:
         return None
     if current is None:
-        raise SystemExit(f"{group}: the process ended with {process.returncode}: {(folder / 'stderr').read_text()[-2000:]}")
+        raise SystemExit(f"{groups}: the process ended with {process.returncode}: {(folder / 'stderr').read_text()[-2000:]}")
     note(current, f"died with {process.returncode}: {(folder / 'stderr').read_text()[-300:]}", 0, wrong, seconds, show)
     return current["begin"] + 1
 
@@ -239,7 +249,7 @@ def main(groups=(), every=1):
             place = Path(folder, group.replace(" ", "_"))
             place.mkdir()
             start = time.time()
-            wrong, _ = watch(group, place, every)
+            wrong, _ = watch([group], place, every)
             bad = sum(map(bool, wrong.values()))
             failed += bad
             tries = len(wrong) * len(GROUPS[group][1])

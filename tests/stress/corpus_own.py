@@ -169,6 +169,9 @@ CHECKPOINTS = {
     "rows of text": ("fail", state(lambda s: s.update(rows="x"))),
     "an optimiser of text": ("fail", state(lambda s: s.update(optimiser="x"))),
     "best is text": ("fail", state(lambda s: s.update(best="x"))),
+    "the best score is text": ("fail", state(lambda s: s["best"].update(score="x"))),
+    "no best score": ("fail", state(lambda s: s["best"].pop("score") and None)),
+    "no best weights": ("fail", state(lambda s: s["best"].pop("weights") and None)),
     **{f"last.ckpt is {name}": ("fail", put_instead(put)) for name, put in DEVICES.items()},
     "the lock is a pipe": ("any", put_instead(os.mkfifo, ".lock")),
     "the lock is a folder": ("any", put_instead(os.mkdir, ".lock")),
@@ -214,9 +217,11 @@ PARAMETERS = {text[:40]: (want, typed(text)) for text, want in {
     "n_hvg=": "fail", "n_hvg=1e9": "fail", "n_hvg=-1": "fail", "n_hvg=0x10": "any", "seeds=[0, 0]": "fail", "seeds=[[0]]": "fail",
     "methods=['PCA', 'x']": "fail", "methods=" + "[" * 5000: "fail", "n_hvg=" + "9" * 6000: "fail", "n_hvg=" + "(" * 5000: "fail",
     "label_key=\x00": "fail", "label_key=\ud800": "fail", "layer=__import__('os').system('touch sprung.p')": "fail",
-    "full=True": "fail", "max_epochs=True": "fail", "evil=1": "fail", "=1": "fail", "methods": "fail", "methods=''": "fail",
+    "full=True": "fail",
+    "layer=\u202ex": "fail", "max_epochs=True": "fail", "evil=1": "fail", "=1": "fail", "methods": "fail", "methods=''": "fail",
     "label_key=cell_type\nout='/tmp'": "fail"}.items()}
-PARAMETER_ENTRIES = [Entry("run -p", lambda p, out: ["run", "clustering", cells(base(out)), "-p", p, "-o", out], cells)]
+PARAMETER_ENTRIES = [Entry("run -p", lambda p, out: ["run", "clustering", cells(base(out)), "-p", p, "-o", out], cells,
+                           also=cells)]
 
 
 # ---- executed notebooks, which become reports
@@ -307,8 +312,13 @@ GMT_ENTRIES = [Entry("perturb", lambda p, out: ["perturb", "fit", cells(base(out
 # ---- trees of types
 
 def tree(path, out):
+    from scformer_nb.io import about_file
     from scformer_nb.trees import read_tree, reference_tree
-    return lambda: reference_tree(read_tree(path))
+
+    def act():
+        with about_file(path):
+            return reference_tree(read_tree(path))
+    return act
 
 
 def nested(n):
@@ -322,7 +332,8 @@ TREES = rows("case.json", {"JSON cut off": '{"a": {"b": ["x"', "a number": "5", 
                            "JSON of 500 levels": nested(500), **DEVICES}) | rows("case.json", {
     "two types": '{"a": ["x", "y"]}', "BOM": b"\xef\xbb\xbf" + b'{"a": ["x", "y"], "b": ["z"]}'}, "any") | {
     **rows("case.nwk", {"a bracket open": "((a,b),c", "a bracket closes": "(a,b)),c);", "no leaves": "();", "quotes open": "('a,b),c);",
-                        "binary": bytes(range(256)) * 20, "a .nwk pipe": os.mkfifo}),
+                        "binary": bytes(range(256)) * 20,
+                        "one type": "((a));", "a .nwk pipe": os.mkfifo}),
     **rows("case.nwk", {"100,000 brackets": "(" * 100_000 + "a,b" + ")" * 100_000 + ";"}),
     **rows("case.csv", {"one column": "type\nx\ny\n", "ragged": "type,a\nx,A\ny,B,C,D\n", "empty cell": "type,a\nx,A\ny,\nz,B\n",
                         "no rows": "type,a,b\n", "CSV of no UTF-8": b"type,a\n\xff,A\n", "CSV of zeros": bytes(5000),

@@ -58,7 +58,7 @@ def check_model(folder, known):
     from scformer_nb.runs import PARTS
     if (folder / "last.ckpt").exists():
         state = torch.load(folder / "last.ckpt", weights_only=True)
-        must(state.keys() >= PARTS, "the checkpoint lacks parts")
+        must(state.keys() >= set(PARTS), "the checkpoint lacks parts")
     if (folder / "history.csv").exists():
         must(1 <= len(pd.read_csv(folder / "history.csv")) <= 5, "the history has no epochs")
     if (folder / "weights.safetensors").exists():
