@@ -77,6 +77,9 @@ bench: $(VENV)/.baselines ## measure speed in full; tables in out/benchmark (an 
 	@mkdir -p out
 	@$(BIN)/papermill nbs/*_benchmark.ipynb out/benchmark.ipynb -p full True --log-output
 
+atlas: $(VENV)/.dev ## what cells on disk need, in figures/atlas.jsonl and page 53: make atlas CELLS=1000000 (29 GB in FOLDER)
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tools/atlas.py $(or $(CELLS),10000) $(or $(FOLDER),out/atlas) "$(EPOCHS)"
+
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
 
 hooks: $(VENV)/.dev ## install nbdev's git and Jupyter hooks: clean notebooks, readable merges
@@ -146,4 +149,4 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-.PHONY: help demo test test-fast stress mutants experiments models bench env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast stress mutants experiments models bench atlas env hooks outputs readme docs lint sbom clean

@@ -120,22 +120,25 @@ def read_h5ad(name: str | Path, known: Iterable[str] = ()) -> AnnData:
 def _on_disk(item):
     "A matrix of an `.h5ad` that is read when it is sliced; None where there is none."
     import h5py
-    from anndata.io import sparse_dataset
+    from anndata.io import read_elem, sparse_dataset
     if isinstance(item, h5py.Group):
-        return sparse_dataset(item)
+        table = item.attrs.get("encoding-type") == "dataframe"  # one of obsm may be
+        return read_elem(item) if table else sparse_dataset(item)
     return None if item is None or item.shape is None else item
 
 # %% ../nbs/A0b_h5ad.ipynb #aeedbbbd
 def _tables_of(file, path: Path) -> AnnData:
-    "An open `.h5ad` as AnnData: obs, var, uns['dataset'] in memory, X, layers and raw.X on disk."
+    "An open `.h5ad` as AnnData: obs, var, uns['dataset'] in memory, all matrices on disk."
     from anndata.io import read_elem
     raw, dataset = None, file.get("uns/dataset")
     if "raw/X" in file:
         raw = {"X": _on_disk(file["raw/X"]), "var": read_elem(file["raw/var"])}
-    layers = {name: _on_disk(M) for name, M in file.get("layers", {}).items()}
+    layers, obsm = ({name: _on_disk(M) for name, M in file.get(place, {}).items()}
+                    for place in ("layers", "obsm"))
     uns = {"dataset": path.stem if dataset is None else read_elem(dataset)}
     obs, var = read_elem(file["obs"]), read_elem(file["var"])
-    return AnnData(_on_disk(file.get("X")), obs, var, uns, layers=layers, raw=raw)
+    X = _on_disk(file.get("X"))
+    return AnnData(X, obs, var, uns, obsm=obsm, layers=layers, raw=raw)
 
 # %% ../nbs/A0b_h5ad.ipynb #91ab0efa
 def _state(path: Path) -> tuple | None:
@@ -162,7 +165,7 @@ def unchanged(path: Path) -> Iterator[None]:
 # %% ../nbs/A0b_h5ad.ipynb #9890f56a
 @contextlib.contextmanager
 def open_h5ad(name: str | Path, known: Iterable[str] = ()) -> Iterator[AnnData]:
-    "obs and var in memory; X and layers stay on disk in this block. Raises as `read_h5ad`."
+    "obs and var in memory; X, layers, obsm stay on disk in this block. Raises as `read_h5ad`."
     import h5py
     path = find_h5ad(name, known)
     with _readable(name):
