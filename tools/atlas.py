@@ -36,7 +36,7 @@ def note(step, cells, seconds, cpu, peak, **more):
 def measured(step, cells, command):
     "Run a command; its time on the clock, CPU seconds and highest resident size."
     start = time.time()
-    _, status, used = os.wait4(subprocess.Popen(command).pid, 0)
+    _, status, used = os.wait4(subprocess.Popen(command).pid, 0)  # noqa: S603 this file
     if status:
         sys.exit(f"{step} failed")
     note(step, cells, time.time() - start, used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)
@@ -186,7 +186,7 @@ def main(cells, folder="out/atlas", epochs="", step=None):
             continue
         command = [sys.executable, __file__, cells, folder, epochs, name, "here"]
         if name in ("train", "recall", "metrics", "columns"):  # they take notes themselves
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True)  # noqa: S603 this file
         else:
             measured(name, int(cells), command)
 
