@@ -25,7 +25,7 @@ demo: $(VENV)/.core ## learn from 700 blood cells in a few minutes; results in o
 test: $(VENV)/.dev ## prove that notebooks and package agree, then run every page and every test
 	$(SAY) are the notebooks clean, package and README in sync?
 	@$(TOOL) check
-	@$(BIN)/ruff check -q nbs tests tools docs
+	@$(BIN)/ruff check -q nbs scformer_nb tests tools docs
 	$(SAY) the notebooks, cell by cell
 	@test -n "$$SCFORMER_DATA_DIR" || echo "SCFORMER_DATA_DIR names no folder: what needs a download is skipped"
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(TIMEOUT) $(BIN)/nbdev_test --n_workers 2 --timing --flags "$(if $(SCFORMER_DATA_DIR),data)"
@@ -34,7 +34,7 @@ test: $(VENV)/.dev ## prove that notebooks and package agree, then run every pag
 
 test-fast: $(VENV)/.dev ## for every edit, in about two minutes: sync, style, one page, the fast tests
 	@$(TOOL) check
-	@$(BIN)/ruff check -q nbs tests tools docs
+	@$(BIN)/ruff check -q nbs scformer_nb tests tools docs
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/nbdev_test --path $(PAGE) --n_workers 1
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
@@ -77,6 +77,9 @@ bench: $(VENV)/.baselines ## measure speed in full; tables in out/benchmark (an 
 	@mkdir -p out
 	@$(BIN)/papermill nbs/*_benchmark.ipynb out/benchmark.ipynb -p full True --log-output
 
+atlas: $(VENV)/.dev ## what cells on disk need, in figures/atlas.jsonl and page 53: make atlas CELLS=1000000 (29 GB in FOLDER)
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tools/atlas.py $(or $(CELLS),10000) $(or $(FOLDER),out/atlas) "$(EPOCHS)"
+
 env: $(VENV)/.dev ## make the environment .venv with all that developers need
 
 hooks: $(VENV)/.dev ## install nbdev's git and Jupyter hooks: clean notebooks, readable merges
@@ -97,12 +100,22 @@ docs: $(VENV)/.docs ## build the documentation from the stored outputs in _docs,
 	@$(BIN)/python tools/docsite.py _docs/html
 	$(SAY) the documentation is in _docs/html/index.html
 
-lint: $(VENV)/.dev ## ruff over notebooks, tests and tools
-	@$(BIN)/ruff check nbs tests tools docs
+lint: $(VENV)/.dev ## ruff over notebooks, tests and tools; over the package its rules on security
+	@$(BIN)/ruff check nbs scformer_nb tests tools docs
 
 sbom: $(VENV)/.dev ## write sbom.json, the list of all that is installed, as CycloneDX
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check cyclonedx-bom
-	@$(BIN)/cyclonedx-py environment -o sbom.json $(BIN)/python
+	@$(PYTHON) -m venv build/sbom # of its own, so that the list does not hold the tool
+	@build/sbom/bin/python -m pip install -qq --disable-pip-version-check 'cyclonedx-bom>=7,<8'
+	@build/sbom/bin/cyclonedx-py environment -o sbom.json $(BIN)/python
+
+coverage: $(VENV)/.dev ## the lines of the package that no test and no page runs; fails below 92% (an hour)
+	@rm -f .coverage .coverage.*
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(TESTS)
+	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 0 --flags "$(if $(SCFORMER_DATA_DIR),data)"
+	@$(BIN)/coverage combine -q && $(BIN)/coverage report --skip-covered --fail-under=92
+
+compat: ## install and try the package on each Python that is there, and on the oldest versions it allows (10 minutes each)
+	@python3 tools/compat.py $(COMPAT)
 
 clean: ## remove the environment and what tools leave behind; out/ stays
 	rm -rf $(VENV) build dist _docs docs/pages docs/api *.egg-info .pytest_cache .hypothesis .ruff_cache
@@ -136,4 +149,4 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-.PHONY: help demo test test-fast stress mutants experiments models bench env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast stress mutants experiments models bench atlas env hooks outputs readme docs lint sbom clean

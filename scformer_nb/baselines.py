@@ -246,7 +246,8 @@ def run_rscript(
     file = Path(folder, "seurat.R")
     file.write_text(script)
     command = [program, file, folder, *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(command, capture_output=True, text=True, # noqa: S603 a list, no shell
+        errors="replace")
     if done.returncode == 77:
         raise MissingBaseline(f"Seurat needs the R package of that name, which {program} does not "
             f"find: {INSTALL_SEURAT}")

@@ -70,9 +70,10 @@ def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     package = frame.f_globals.get("__name__", "").split(".")[0]
     ours = package in ("scformer_nb", "__main__")
     if name in ("MemoryError", "OutOfMemoryError") or "not enough memory" in text:
-        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; fit "
-            "and embed read an .h5ad in parts, run and evaluate read it whole; in Python a recipe "
-            "can have a smaller batch_size"), 1
+        return (f"out of memory ({text or name}); fewer cells or genes (--n-hvg) need less; fit, "
+            "embed and evaluate read an .h5ad in parts of 10,000 cells (in Python data.PART), run "
+            "reads it whole; a mini-batch has the batch_size of the recipe, 128 cells, and one "
+            "that is embedded 16,384 tokens (embedding.TOKENS)"), 1
     if name == "MisconfigurationException":
         return f"--accelerator or --devices cannot be had: {text}", 2
     of_input = OSError | ImportError | (ValueError | KeyError if ours else OSError)
@@ -269,7 +270,7 @@ def _library_size(adata): # AnnData; (cells,), None where nothing says it
         return adata.obs["library_size"].to_numpy()
     try:
         with warnings.catch_warnings(action="ignore"):
-            return scf.hvg.library_size(scf.data.check_adata(adata))
+            return scf.hvg.library_size(adata)
     except ValueError:
         warnings.warn("X holds no raw counts and obs no library_size: depth_R2 is left out",
             stacklevel=2)
@@ -286,18 +287,18 @@ def evaluate(
 ):
     "The score card of an embedding: types kept apart, batches mixed, free of depth."
     from pandas import Series
-    adata = scf.load(data)
-    if basis not in adata.obsm:
-        near = nearest_name(basis, adata.obsm)
-        raise ValueError(f"{data}: obsm has no embedding {basis!r}{near}; say --basis NAME")
-    if not (label_key or batch_key):
-        raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
-    if controls and not label_key:
-        raise ValueError("--controls shuffles cells within types: say --label-key NAME")
+    with scf.datasets.open_cells(data) as adata:
+        if basis not in adata.obsm:
+            near = nearest_name(basis, adata.obsm)
+            raise ValueError(f"{data}: obsm has no embedding {basis!r}{near}; say --basis NAME")
+        if not (label_key or batch_key):
+            raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
+        if controls and not label_key:
+            raise ValueError("--controls shuffles cells within types: say --label-key NAME")
+        Z, obs, library_size = adata.obsm[basis][:], adata.obs, _library_size(adata)
     card = scf.score_card.card_with_controls if controls else scf.score_card.score_card
     with about_file(data):
-        scores = card(adata.obsm[basis], adata.obs, label_key, batch_key=batch_key,
-            library_size=_library_size(adata))
+        scores = card(Z, obs, label_key, batch_key=batch_key, library_size=library_size)
     scores = scores if controls else Series(scores)
     for text in scf.score_card.advice(scores["embedding"] if controls else scores):
         warnings.warn(text, stacklevel=2)
@@ -337,6 +338,13 @@ def perturb_fit(
         model.save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
+# %% ../nbs/52_cli.ipynb #422077f4
+def _check_cells(names: list[str]) -> None:
+    "Raises ValueError for a name that a spreadsheet would run."
+    if found := [name for name in names if name.startswith(("=", "+", "-", "@", "\t", "\r"))]:
+        raise ValueError(f"{found[0]!r} is a formula to a spreadsheet, and no .csv is written; "
+            "name an .h5ad with -o")
+
 # %% ../nbs/52_cli.ipynb #0206e320
 @_command("perturb predict run KLF1+CBL CBL -o predicted.csv", perturb, "predict")
 def perturb_predict(
@@ -351,6 +359,7 @@ def perturb_predict(
     model = scf.perturbation.PerturbationModel.load(run)
     table = model.predict(list(dict.fromkeys([*conditions, "control"])))
     if out.suffix == ".csv":
+        _check_cells([*table.index, *table.columns])
         with new_file(out) as file:
             table.to_csv(file)
     else:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 import pandas as pd
@@ -78,6 +79,13 @@ def _way_to(file: str, url: str, folder: Path, error: Exception) -> str:
     return (f"{file} {how} and put it into {folder} under the name {file}, or set "
             "SCFORMER_DATA_DIR to the folder that holds it")
 
+# %% ../nbs/A1_datasets.ipynb #f03ddc57
+def _stay_encrypted(response, *args, **kwargs) -> None:  # hook of `requests`
+    "Raises OSError where a server leads on to an address that is not https."
+    where = urljoin(response.url, response.headers.get("location", ""))
+    if response.is_redirect and not where.startswith("https://"):
+        raise OSError(f"{response.url} leads on to {where}, which is not https")
+
 # %% ../nbs/A1_datasets.ipynb #683f6748
 def fetch(file: str) -> Path:  # e.g. "go_biological_process_2021.gmt"
     "Path of a registered file, downloaded once. Raises `FileNotFoundError` with the way out."
@@ -88,7 +96,9 @@ def fetch(file: str) -> Path:  # e.g. "go_biological_process_2021.gmt"
     notes = folder / "known_hashes.json"
     known = sha or _noted_hashes(notes).get(file)
     try:
-        path = Path(pooch.retrieve(url, known, file, folder))
+        http = pooch.HTTPDownloader(hooks={"response": _stay_encrypted})
+        how = {"downloader": http} if url.startswith("http") else {}
+        path = Path(pooch.retrieve(url, known, file, folder, **how))
     except (OSError, ValueError) as e:
         raise FileNotFoundError(_way_to(file, url, folder, e)) from None
     if known is None:

@@ -128,17 +128,20 @@ def embed_parts(
     codes: np.ndarray, # (cells,) batch codes
 ) -> np.ndarray: # (cells, numbers) float32
     "Embed cells part after part. Raises ValueError for too few known genes."
-    n, Z, silent = len(reader), [], 0
+    n, Z, done, silent = len(reader), None, 0, 0
     least, n_bins = least_share(settings, vocab), settings["n_bins"]
     aligned = align_genes(vocab, list(reader.var.index), least)
     with progress_bar("embedding", n, show=n > LARGE) as bar:
         for part in reader.parts():
-            own, codes = codes[:len(part)], codes[len(part):]
-            cells = tokenise(part, vocab, n_bins, own, network.recipe.genes, aligned=aligned)
+            rows = slice(done, done + len(part))
+            cells = tokenise(part, vocab, n_bins, codes[rows], network.recipe.genes,
+                             aligned=aligned)
             silent += int((np.diff(cells.bins.indptr) == 0).sum())
-            Z.append(embed_tokens(network, cells))
+            own, done = embed_tokens(network, cells), rows.stop
+            Z = np.empty((n, own.shape[1]), own.dtype) if Z is None else Z  # never held twice
+            Z[rows] = own
             bar.update(len(part))
     if silent:
         warnings.warn(f"{silent:,} of {n:,} cells express none of the model's genes; "
                       "they share one embedding", stacklevel=3)
-    return np.concatenate(Z)
+    return Z

@@ -22,21 +22,38 @@ from fastcore.basics import patch
 
 from .io import nearest_name, progress_bar, regular_file
 
+# %% ../nbs/A0b_h5ad.ipynb #47767a9f
+def _elsewhere(item, link) -> str | None:  # None: it lies in the file itself
+    "The file that a part of an HDF5 file, or the link to it, would read besides."
+    if hasattr(link, "filename"):
+        return link.filename
+    if getattr(item, "is_virtual", False):
+        return item.virtual_sources()[0].file_name
+    return item.external[0][0] if getattr(item, "external", None) else None
+
 # %% ../nbs/A0b_h5ad.ipynb #8d5166e1
 def check_h5ad(path: Path) -> None:
-    "Raises `ValueError` for an .h5ad without obs or var, or with sizes that its bytes cannot hold."
+    "`ValueError`: no obs or var, parts in other files, sizes that its bytes cannot hold."
     import h5py
 
-    def check(name, item):
+    def check(name, link):
+        item = None if hasattr(link, "filename") else file.get(name)
+        if (other := _elsewhere(item, link)) is not None:
+            raise ValueError(f"{name} is read from another file, {other}")
         if isinstance(item, h5py.Dataset) and item.shape is not None:  # None: a stored None
-            stored = item.id.get_storage_size()
-            if item.size * item.dtype.itemsize > 1e9 + 2000 * stored:  # compression gains 1,000
-                raise ValueError(f"{name} claims {item.shape} values, but holds {stored:,} bytes")
+            stored, chunk = item.id.get_storage_size(), item.chunks or ()
+            size = max(item.size, np.prod(chunk, dtype=float) if chunk else 0)
+            if size * item.dtype.itemsize > 1e9 + 2000 * stored:  # compression gains 1,000
+                claimed = max(item.shape, chunk)
+                raise ValueError(f"{name} claims {claimed} values, but holds {stored:,} bytes")
 
     with h5py.File(path, "r") as file:
+        links = []
+        file.visititems_links(lambda *link: links.append(link))
+        for name, link in links:  # not in the visit: an error is lost there
+            check(name, link)
         if lacking := [part for part in ("obs", "var") if part not in file]:
             raise ValueError(f"it has no {' and no '.join(lacking)}")
-        file.visititems(check)
 
 # %% ../nbs/A0b_h5ad.ipynb #b046cfc4
 def check_sparse(M, where: str = "X") -> None:
@@ -103,22 +120,25 @@ def read_h5ad(name: str | Path, known: Iterable[str] = ()) -> AnnData:
 def _on_disk(item):
     "A matrix of an `.h5ad` that is read when it is sliced; None where there is none."
     import h5py
-    from anndata.io import sparse_dataset
+    from anndata.io import read_elem, sparse_dataset
     if isinstance(item, h5py.Group):
-        return sparse_dataset(item)
+        table = item.attrs.get("encoding-type") == "dataframe"  # one of obsm may be
+        return read_elem(item) if table else sparse_dataset(item)
     return None if item is None or item.shape is None else item
 
 # %% ../nbs/A0b_h5ad.ipynb #aeedbbbd
 def _tables_of(file, path: Path) -> AnnData:
-    "An open `.h5ad` as AnnData: obs, var, uns['dataset'] in memory, X, layers and raw.X on disk."
+    "An open `.h5ad` as AnnData: obs, var, uns['dataset'] in memory, all matrices on disk."
     from anndata.io import read_elem
     raw, dataset = None, file.get("uns/dataset")
     if "raw/X" in file:
         raw = {"X": _on_disk(file["raw/X"]), "var": read_elem(file["raw/var"])}
-    layers = {name: _on_disk(M) for name, M in file.get("layers", {}).items()}
+    layers, obsm = ({name: _on_disk(M) for name, M in file.get(place, {}).items()}
+                    for place in ("layers", "obsm"))
     uns = {"dataset": path.stem if dataset is None else read_elem(dataset)}
     obs, var = read_elem(file["obs"]), read_elem(file["var"])
-    return AnnData(_on_disk(file.get("X")), obs, var, uns, layers=layers, raw=raw)
+    X = _on_disk(file.get("X"))
+    return AnnData(X, obs, var, uns, obsm=obsm, layers=layers, raw=raw)
 
 # %% ../nbs/A0b_h5ad.ipynb #91ab0efa
 def _state(path: Path) -> tuple | None:
@@ -145,7 +165,7 @@ def unchanged(path: Path) -> Iterator[None]:
 # %% ../nbs/A0b_h5ad.ipynb #9890f56a
 @contextlib.contextmanager
 def open_h5ad(name: str | Path, known: Iterable[str] = ()) -> Iterator[AnnData]:
-    "obs and var in memory; X and layers stay on disk in this block. Raises as `read_h5ad`."
+    "obs and var in memory; X, layers, obsm stay on disk in this block. Raises as `read_h5ad`."
     import h5py
     path = find_h5ad(name, known)
     with _readable(name):

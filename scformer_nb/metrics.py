@@ -157,7 +157,8 @@ def louvain(
     bar = progress_bar("Louvain", len(resolutions), adata.n_obs > LONG, "resolutions")
     try:
         for r in resolutions:
-            igraph.set_random_number_generator(random.Random(seed))
+            draws = random.Random(seed) # noqa: S311 of an algorithm, no key
+            igraph.set_random_number_generator(draws)
             found.append(graph.community_multilevel(weights, resolution=float(r)).membership)
             bar.update(1)
     finally:

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PICKLE_NAMES', 'as_adata', 'unlog', 'read_rda', 'read_seurat', 'read_r_list', 'read_log_rda', 'read_cortex',
            'read_pancreas_3studies', 'read_papalexi', 'text_rows', 'read_human_cortex_m1', 'read_pbmc4k',
-           'read_published_h5ad', 'read_norman', 'read_pbmc68k_reduced', 'read_pickle', 'read_10x_tar', 'read_pbmc8k',
-           'read_cortex_full', 'read_spleen17k', 'read_gears', 'read_human_brain_atlas', 'read_mouse_brain_atlas']
+           'check_unpacked', 'read_published_h5ad', 'read_norman', 'read_pbmc68k_reduced', 'read_pickle',
+           'read_10x_tar', 'read_pbmc8k', 'read_cortex_full', 'read_spleen17k', 'read_gears', 'read_human_brain_atlas',
+           'read_mouse_brain_atlas']
 
 # %% ../nbs/A0c_readers.ipynb #7b494608
 import tempfile
@@ -175,6 +176,12 @@ def read_pbmc4k(path: Path) -> AnnData:
         X, labels = sp.csr_matrix(f["X"][:]), [f"c{y}" for y in f["Y"][:]]
     return as_adata(X, [f"gene{i}" for i in range(X.shape[1])], cell_type=labels)
 
+# %% ../nbs/A0c_readers.ipynb #8254806a
+def check_unpacked(path: Path, sizes: list[int]) -> None:  # bytes that the members will have
+    "Raises ValueError for an archive that unpacks to far more than cells are packed to."
+    if (size := sum(sizes)) > 1e8 + 100 * (packed := path.stat().st_size):
+        raise ValueError(f"{path} has {packed:,} bytes and would unpack to {size:,}: not opened")
+
 # %% ../nbs/A0c_readers.ipynb #a1openh5ad
 def _open_h5ad(path: Path, member: str = "") -> AnnData:
     "An h5ad as it is, or the member of a zip whose name ends so."
@@ -183,7 +190,9 @@ def _open_h5ad(path: Path, member: str = "") -> AnnData:
         warnings.simplefilter("ignore")  # of old formats
         if member:
             with zipfile.ZipFile(path) as z:
-                path = z.extract(next(n for n in z.namelist() if n.endswith(member)), folder)
+                found = next(x for x in z.infolist() if x.filename.endswith(member))
+                check_unpacked(Path(path), [found.file_size])
+                path = z.extract(found, folder)
         return anndata.read_h5ad(path)
 
 # %% ../nbs/A0c_readers.ipynb #a1pubh5ad
@@ -238,6 +247,7 @@ def read_10x_tar(path: Path) -> AnnData:
 
     import scanpy as sc
     with tarfile.open(path) as tar, tempfile.TemporaryDirectory() as folder:
+        check_unpacked(Path(path), [member.size for member in tar])
         tar.extractall(folder, filter="data")
         matrix = next(Path(folder).rglob("matrix.mtx"))
         return sc.read_10x_mtx(matrix.parent, make_unique=False)

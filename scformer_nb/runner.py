@@ -187,9 +187,8 @@ def inspect_data(data: str, values: dict, params: dict[str, Parameter]) -> tuple
     """See whether a page can run on a data set or file: the data in a line, and notes.
     Raises ValueError, FileNotFoundError."""
     layer = values.get("layer") or None
-    quiet = warnings.catch_warnings(action="ignore") # the page gives them
-    with about_file(data), open_cells(data) as adata, quiet:
-        columns = _count_values(adata.obs, values, params)
+    with about_file(data), open_cells(data) as adata, warnings.catch_warnings(action="ignore"):
+        columns = _count_values(adata.obs, values, params) # the page gives the warnings
         reader = CountReader(adata, layer)
         if len(reader.var) < 2:
             raise ValueError("it has one gene, and a page needs two at least")

@@ -103,8 +103,8 @@ def training_cells(
 class ScFormer:
     """Cell and gene embeddings of single-cell counts by a transformer (scFormer).
 
-    Another order of cells or genes is another random draw, as another seed is; names, labels and
-    the form of the counts change nothing."""
+    Another order of cells or genes is another random draw, as another seed is; names of cells
+    and genes, labels and the form of the counts change nothing."""
     def __init__(self,
         adata: ad.AnnData | str | Path | dict | list, # cells with raw counts, .h5ad, or studies
         batch_key: str | None = None, # column of obs with the batch; None: a study is one

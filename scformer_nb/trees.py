@@ -31,19 +31,19 @@ DEPTH = 100 # levels that a tree has at most
 
 def _newick(text: str) -> list: # of pairs: type, groups from the top down
     "The leaves of a Newick tree. Raises ValueError where its brackets do not match."
-    tokens = re.findall(r"'[^']*'|[(),;]|:[^(),;]*|[^(),;':\s][^(),;':]*", text)
-    leaves, above, name, n = [], [], "", tokens.count(")")
-    for token in reversed(tokens):
-        if token == ")":
+    parts = re.findall(r"'[^']*'|[(),;]|:[^(),;]*|[^(),;':\s][^(),;':]*", text)
+    leaves, above, name, n = [], [], "", parts.count(")")
+    for part in reversed(parts):
+        if part == ")":
             above, name, n = [*above, name or f"branch {n}"], "", n - 1
-        elif token in "(,":
+        elif part in "(,":
             leaves += [(name, above[1:])] if name else [] # the outermost bracket is the root
             name = ""
-            if token == "(" and not above:
+            if part == "(" and not above:
                 raise ValueError(f"Newick tree {text[:40]!r}: a bracket is not closed")
-            above = above[:-1] if token == "(" else above
-        elif token[0] not in ":;":
-            name = token.strip(" '\n")
+            above = above[:-1] if part == "(" else above
+        elif part[0] not in ":;":
+            name = part.strip(" '\n")
         if len(above) > DEPTH:
             raise ValueError(f"more than {DEPTH} brackets are open at once")
     if above:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import filelock
+import h5py
 import nbformat
 import notebooks  # tools/notebooks.py
 import numpy as np
@@ -14,7 +15,7 @@ import warm
 from typer.testing import CliRunner
 
 import scformer_nb as scf
-from scformer_nb import cli
+from scformer_nb import cli, data, embedding, recipe
 from scformer_nb.datasets import load
 from scformer_nb.simulate import simulate, simulate_perturbations
 
@@ -52,7 +53,7 @@ def test_options_say_what_they_are():
 def raised(error):
     "Code of a package below that raises."
     names = {"error": error, "__name__": "torch.nn"}
-    exec("def work(): raise error", names)
+    exec("def work(): raise error", names)  # noqa: S102 of the test itself
     return names["work"]
 
 
@@ -61,6 +62,8 @@ def raised(error):
     (KeyError("x"), 1, "torch failed (KeyError: x)"),
     (MemoryError(), 1, "out of memory (MemoryError); fewer cells or genes (--n-hvg)"),
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 1, "batch_size"),
+    (MemoryError(), 1, "in parts of 10,000 cells (in Python data.PART)"),
+    (MemoryError(), 1, "128 cells, and one that is embedded 16,384 tokens (embedding.TOKENS)"),
     (RuntimeError("mat1 and mat2"), 1, "torch failed (RuntimeError: mat1 and mat2)"),
     (np.linalg.LinAlgError("no convergence"), 1, "torch failed (LinAlgError: no convergence)"),
     (RecursionError("too deep"), 1, "torch failed (RecursionError"),
@@ -74,6 +77,10 @@ def test_every_error_becomes_a_line(error, code, words, scformer, monkeypatch):
     assert not out and said.startswith("error: ") and words in said and "Traceback" not in said
     monkeypatch.setenv("SCFORMER_DEBUG", "1")
     assert "Traceback" in scformer("datasets", code=code)[1]
+
+
+def test_the_numbers_in_the_message_are_those_of_the_code():
+    assert (data.PART, embedding.TOKENS, recipe.DEFAULT.batch_size) == (10_000, 16_384, 128)
 
 
 @pytest.mark.parametrize("error, code", [(KeyboardInterrupt(), 130), (BrokenPipeError(32, "Broken pipe"), 1)])
@@ -266,7 +273,12 @@ def test_any_embedding_has_a_card(scformer, tmp_path):
     assert list(bounds) == ["embedding", "floor", "ceiling"] and bounds["floor"]["kNN_accuracy"] < 1
     adata.obs["library_size"] = 1000. + np.arange(60)
     adata.write_h5ad(tmp_path / "line.h5ad")
-    assert "depth R2 is" in scformer(*command, "--label-key", "cell_type")[1]
+    whole = scformer(*command, "--label-key", "cell_type")
+    assert "depth R2 is" in whole[1]
+    with h5py.File(tmp_path / "line.h5ad", "r+") as file:
+        del file["X/data"]
+        file["X/data"] = np.empty(0)
+    assert scformer(*command, "--label-key", "cell_type") == whole, "X is not read where obs has the counts per cell"
 
 
 def test_the_demo_is_a_page_on_shipped_cells(scformer, monkeypatch, tmp_path):

@@ -557,14 +557,14 @@ def test_a_damaged_checkpoint_is_refused_and_never_executed(run, tmp_path, no_tr
     assert not (tmp_path / "sprung").exists()
 
 
-def test_a_checkpoint_of_other_shapes_is_refused_and_named(run, no_training):
+def test_a_checkpoint_of_other_shapes_is_refused_and_named(run):
     spoil(run / "last.ckpt", lambda w: w[:1] if w.ndim else w)
     with pytest.raises(ValueError, match="the state of the run is damaged") as error:
         model(4, run, resume=True)
     assert error.value.__notes__ == [str(run)]
 
 
-def test_a_score_of_text_is_refused(run, no_training):
+def test_a_score_of_text_is_refused(run):
     state = torch.load(run / "last.ckpt", weights_only=True)
     torch.save(state | {"best": state["best"] | {"score": "x"}}, run / "last.ckpt")
     with pytest.raises(ValueError, match="the state of the run is damaged"):

@@ -132,7 +132,7 @@ def execute(words):
     if kind == "-c":
         sys.path.insert(0, "")
         sys.modules["__main__"] = main = ModuleType("__main__")
-        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)  # noqa: S102 as python -c
     elif kind == "-m":
         sys.path.insert(0, os.getcwd())
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)

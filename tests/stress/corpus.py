@@ -156,7 +156,6 @@ def wanted(want, entry):
 def work(module, groups, folder, first, every):
     "Judge the cases from the first on; a line of JSON before and after each."
     prepare()
-    groups = [groups] if isinstance(groups, str) else groups
     tables = importlib.import_module(module).GROUPS
     limit_memory()
     say = os.fdopen(os.dup(1), "w", buffering=1)
