@@ -6,6 +6,7 @@ import sys
 import warnings
 from hashlib import sha256
 
+import matplotlib
 import notebooks  # tools/notebooks.py
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ STORED = [("integration", "pancreas_5tech", "PCA"), ("integration", "pancreas_5t
 @pytest.mark.skipif(not os.environ.get("SCFORMER_DATA_DIR"), reason="needs SCFORMER_DATA_DIR")
 @pytest.mark.parametrize(("name", "dataset", "method"), STORED, ids=lambda x: x)
 def test_a_stored_line_comes_again(name, dataset, method, tmp_path, monkeypatch):
-    "The newest one of seed 0: the data is that of the line, and so are the numbers, on another machine in the last digits."
+    "The newest one of seed 0: the data is that of the line, and so are the numbers, on another machine to five digits."
     stored = [line for line in read_lines(FIGURES / f"{name}.jsonl")
               if (line["dataset"], line["method"], line["seed"]) == (dataset, method, 0)][-1]
     keys = {key: stored["settings"][key] or "" for key in ("label_key", "batch_key")}
@@ -123,7 +124,7 @@ def test_a_stored_line_comes_again(name, dataset, method, tmp_path, monkeypatch)
     Z = BASELINES[method](experiment.hvg, experiment.batch_key, 0)
     found = score_card(Z, experiment.hvg.obs, experiment.label_key, experiment.batch_key, experiment.library_size)
     assert found.keys() == stored["metrics"].keys()
-    assert found == pytest.approx(stored["metrics"], abs=1e-6)
+    assert found == pytest.approx(stored["metrics"], rel=1e-5, abs=1e-5)
 
 
 # ---- stored figures
@@ -135,7 +136,7 @@ DRAWN_FROM = {  # what names a figure: the command that draws it again without a
     "clustering": "make experiments, from the ledger and kept coordinates", "integration": "as clustering", "ablation": "as clustering",
     "resolutions": "as clustering", "what_is_kept": "make experiments, from kept arrays", "cross_species": "as what_is_kept",
     "perturbation": "make experiments, from the ledger and kept predictions", "new_study": "make experiments, from the ledger",
-    "anchors": "as new_study",
+    "anchors": "as new_study", "external_tokens": "as new_study",
 }
 
 
@@ -154,6 +155,8 @@ def test_a_figure_of_a_ledger_is_drawn_again_without_a_diff(name, last, tmp_path
     "All pixels, with the pinned matplotlib."
     from test_pages import PAGES, defaults
     page = next(page for page in PAGES if page.stem.endswith(f"exp_{name}"))
-    fig = plot_margins(Ledger(FIGURES / f"{name}.jsonl"), [*LEADING[:3], *last], defaults(page)["methods"])
-    pixels, stored = imread(save_figure(fig, tmp_path / name)), imread(FIGURES / f"{name}.png")
+    with matplotlib.rc_context():  # scib, which another test imports, sets some
+        matplotlib.rcdefaults()
+        fig = plot_margins(Ledger(FIGURES / f"{name}.jsonl"), [*LEADING[:3], *last], defaults(page)["methods"])
+        pixels, stored = imread(save_figure(fig, tmp_path / name)), imread(FIGURES / f"{name}.png")
     assert pixels.shape == stored.shape and np.array_equal(pixels, stored)

@@ -24,7 +24,8 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+HERE = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path[:0] = HERE
 import warm  # noqa: E402
 from report import record  # noqa: E402
 
@@ -202,7 +203,7 @@ def watch(groups, folder, every=1, show=True, module="corpus_own"):
 
 def watch_one(module, groups, folder, first, every, wrong, seconds, show):
     "Follow one process; where the next begins, if one is needed."
-    words = [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path[:2]!r}; import corpus; "
+    words = [sys.executable, "-c", f"import sys; sys.path[:0] = {HERE!r}; import corpus; "
              f"corpus.work({module!r}, {groups!r}, {str(folder)!r}, {first}, {every})"]
     with open(folder / "stderr", "w") as errors, warm.Popen(words, stdout=warm.subprocess.PIPE, stderr=errors, text=True) as process:
         lines = queue.Queue()
