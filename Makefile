@@ -41,9 +41,8 @@ test-fast: $(VENV)/.dev ## for every edit, in about two minutes: sync, style, on
 # what attacks: each file of tests/stress that is a program of its own
 PARTS = $(sort $(basename $(notdir $(shell grep -l __main__ tests/stress/*.py))))
 stress: $(VENV)/.dev ## kill, starve and crowd the commands, in half an hour: figures/reliability.jsonl; some with PARTS="kills disk"
-	@failed=; for part in $(PARTS); do echo "== $$part"; \
-		OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/python tests/stress/$$part.py || failed="$$failed $$part"; done; \
-		test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+	@printf '%s\n' $(PARTS) | OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 xargs -P 2 -I PART \
+		sh -c '$(BIN)/python tests/stress/PART.py || { echo "failed: PART"; exit 1; }'
 
 experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night from nothing)
 	@mkdir -p out

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['speaking_shell', 'hint', 'nearest_name', 'regular_file', 'read_text', 'read_json', 'about_file', 'check_free',
-           'leftovers', 'new_file', 'write_bytes', 'write_text', 'lock_folder', 'in_notebook', 'progress_bar', 'moved']
+           'leftovers', 'new_file', 'write_bytes', 'write_text', 'signals_later', 'lock_folder', 'in_notebook',
+           'progress_bar', 'moved']
 
 # %% ../nbs/A0_io.ipynb #10a9e75e
 import contextlib
@@ -14,8 +15,10 @@ import json
 import os
 import re
 import secrets
+import signal
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -168,6 +171,26 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 def write_text(path: str | Path, text: str) -> Path:
     "Write a text file whole or not at all."
     return write_bytes(path, text.encode())
+
+# %% ../nbs/A0_io.ipynb #51617a16
+@contextlib.contextmanager
+def signals_later() -> Iterator[None]:
+    "Ctrl-C and SIGTERM that come in this block are obeyed at its end."
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
+    came = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not None}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 # %% ../nbs/A0_io.ipynb #c4837333
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ import torch
 
 import scformer_nb
 from . import __version__
-from .io import hint, leftovers, nearest_name, new_file, regular_file
+from .io import hint, leftovers, nearest_name, new_file, regular_file, signals_later
 
 # %% ../nbs/A3_model_files.ipynb #0273c963
 FORMAT = 1 # version of the folder's layout
@@ -54,7 +54,7 @@ def write_model(
     tensors = {name: w.detach().contiguous().cpu() for name, w in weights.items()}
     data = safetensors.torch.save(tensors, {FACTS_FILE: hashlib.sha256(text).hexdigest()})
     f, w = (new_file(file, overwrite=True) for file in files)
-    with f as facts_file, w as weights_file:
+    with signals_later(), f as facts_file, w as weights_file:
         weights_file.write_bytes(data)
         facts_file.write_bytes(text)
 

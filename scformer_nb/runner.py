@@ -34,6 +34,7 @@ from .hvg import LARGE
 from .io import about_file, leftovers, lock_folder, nearest_name, read_json
 from .io import write_bytes, write_text
 from .report import headings, write_report
+from .runs import sigterm_exits
 
 # %% ../nbs/51_runner.ipynb #9ed6ba4e
 def short_name(name: str) -> str:
@@ -336,7 +337,7 @@ def run_page(
     lines, notes = _inspect_all(params, values)
     about = dict(page=short, data=lines, parameters=values, quick=quick)
     command = _command_line(short, data, given, quick, out)
-    with lock_folder(folder):
+    with lock_folder(folder), sigterm_exits():
         check_folder(folder, short, values)
         for left in (p for place, _, _ in os.walk(folder) for p in leftovers(Path(place))):
             left.unlink() # of a killed run

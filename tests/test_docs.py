@@ -101,8 +101,10 @@ def test_every_message_in_troubleshooting_exists():
     known.add(re.sub(r"\s*\\\n\s*", " ", (ROOT / "Makefile").read_text()))
     headings = re.findall(r"^### `([^`]+)`$", (ROOT / "docs/howto/troubleshooting.md").read_text(), re.M)
     assert len(headings) > 40
-    found = {h: re.compile(".*".join(map(re.escape, h.split("…"))), re.S) for h in headings}
-    assert [h for h, pattern in found.items() if not any(pattern.search(text) for text in known)] == []
+    for heading in headings:
+        parts = heading.split("…")
+        pattern = re.compile(".*".join(map(re.escape, parts)), re.S)
+        assert any(pattern.search(text) for text in known if max(parts, key=len) in text), heading
 
 
 def test_all_messages_are_collected():

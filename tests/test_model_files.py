@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from toy import CELLS, RECIPE, Trap, model, same, toy
 
 from scformer_nb import model_files, scformer
+from scformer_nb.runs import sigterm_exits
 from scformer_nb.scformer import ScFormer
 
 
@@ -102,17 +104,32 @@ def test_a_full_disk_leaves_the_old_model(trained, saved):
     assert same(ScFormer.load(saved), trained)
 
 
-def test_a_save_that_is_cut_off_is_never_half_of_two_models(trained, saved, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_signal_in_a_save_waits_until_both_files_are_named(saved, monkeypatch, at, number):
     def stop(source, target):
         moves.append(target)
         if len(moves) == at:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
+        return move(source, target)
+    moves, move, new = [], os.replace, model(seed=1)
+    monkeypatch.setattr(os, "replace", stop)
+    with sigterm_exits(), pytest.raises((KeyboardInterrupt, SystemExit)):
+        new.save(saved, overwrite=True)
+    assert len(moves) == 2 and same(ScFormer.load(saved), new)
+
+
+def test_a_save_whose_second_file_fails_is_never_half_of_two_models(trained, saved, monkeypatch):
+    def fail(source, target):
+        moves.append(target)
+        if len(moves) == at:
+            raise OSError("the disk is gone")
         return move(source, target)
     move = os.replace
     for at in (1, 2):
         moves = []
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(os, "replace", stop)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="cannot write .*the disk is gone"):
+            patch.setattr(os, "replace", fail)
             model(seed=1).save(saved, overwrite=True)
         if at == 1:
             assert same(ScFormer.load(saved), trained)

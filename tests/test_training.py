@@ -610,12 +610,12 @@ def free_port():
         return str(s.getsockname()[1])
 
 
-def launched(folder, command, places):
+def launched(folder, command, places, start=subprocess.Popen):
     "Output of a process for each of `places`, its variables; all of them must end well."
     clean = {k: v for k, v in os.environ.items() if not OF_A_LAUNCHER.match(k)}
     clean |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(training.__file__).parents[1]), clean.get("PYTHONPATH", "")])}
-    started = [subprocess.Popen(command, cwd=folder, env=clean | place, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-               for place in places]
+    pipes = dict(text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started = [start(command, cwd=folder, env=clean | place, **pipes) for place in places]
     said = [process.communicate(timeout=300) for process in started]
     assert all(process.returncode == 0 for process in started), said[0][1][-3000:] + said[-1][1][-3000:]
     return "".join(out for out, _ in said)
@@ -633,13 +633,14 @@ def run_script(folder, launcher, devices, num_nodes, *names):
     said = {
         "by itself": lambda: launched(folder, command, [{}]),
         "by torchrun": lambda: launched(folder, TORCHRUN + command, [{}]),
-        "as two machines": lambda: launched(folder, command, [where | {"NODE_RANK": str(i)} for i in (0, 1)]),
+        "as two machines": lambda: launched(folder, command, [where | {"NODE_RANK": str(i)} for i in (0, 1)], warm.Popen),
         "as srun does": lambda: launched(folder, command, [slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in (0, 1)]),
     }[launcher]()
     assert said.count("came to its end") == 2
     assert all(files(folder / name) == ["history.csv", "last.ckpt", "model"] for name in names)
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_of_one(tmp_path):
     "With and without batches; in the paper's recipe some losses are not means over cells: those are close, not equal."
     run_script(tmp_path, "by itself", 2, 1, "batches", "alone", "paper")
@@ -659,6 +660,7 @@ def test_two_processes_train_the_model_of_one(tmp_path):
     assert np.allclose(ours, theirs[ours.columns], atol=1e-4), "two epochs of two processes, then two of one"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher, devices, num_nodes", [("by torchrun", 2, 1), ("as two machines", 1, 2), ("as srun does", 2, 1)])
 def test_two_processes_of_any_launcher(tmp_path, launcher, devices, num_nodes):
     run_script(tmp_path, launcher, devices, num_nodes, "batches")
@@ -666,13 +668,14 @@ def test_two_processes_of_any_launcher(tmp_path, launcher, devices, num_nodes):
     assert np.allclose(ours, theirs[ours.columns], atol=1e-4)
 
 
-def test_the_command_in_two_processes(tmp_path):
+@pytest.mark.slow
+def test_the_command_in_two_processes(tmp_path, scformer):
     CELLS.write_h5ad(tmp_path / "x.h5ad")
-    scformer = [sys.executable, str(Path(sys.executable).with_name("scformer"))]
-    for devices in ("1", "2"):
-        options = ["--batch-key", "batch", "--epochs", "1", "--accelerator", "cpu", "--devices", devices, "-o", devices]
-        said = launched(tmp_path, [*scformer, "fit", "x.h5ad", *options], [{}])
-        assert said.count("trained for 1 epoch") == 1, "the first process speaks"
+    words = ["fit", str(tmp_path / "x.h5ad"), "--batch-key", "batch", "--epochs", "1", "--accelerator", "cpu"]
+    command = [sys.executable, str(Path(sys.executable).with_name("scformer")), *words, "--devices", "2", "-o", "2"]
+    said = launched(tmp_path, command, [{}])
+    assert said.count("trained for 1 epoch") == 1, "the first process speaks"
+    scformer(*words, "--devices", "1", "-o", tmp_path / "1")
     ours, theirs = (train_and_valid(ScFormer.load(tmp_path / devices).history) for devices in ("2", "1"))
     assert np.allclose(ours, theirs[ours.columns], atol=1e-4)
 

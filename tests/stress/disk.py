@@ -7,6 +7,7 @@ from functools import partial
 import attack
 from attack import call, check_done, check_refused, listing, must, report_all
 from kills import BESIDE, check_left, result, target, unbroken
+from report import drop_others
 
 NAMES = ("fit", "pretrain", "perturb", "linear", "embed", "predict", "run", "writing", "ledger")
 SHARES = (0, .02, .3, .6, .95)  # of the largest file of an unbroken run
@@ -132,4 +133,5 @@ if __name__ == "__main__":
         code = 0
         for cases_of in (no_room, no_room_for_more, full_disk, read_only, no_handles):
             code |= report_all("disk", cases_of(place))
+        drop_others("disk")
     sys.exit(code)

@@ -226,19 +226,21 @@ GROUPS = Tables()
 
 
 def main(minutes, seed, kinds):
-    end, done, bad = time.time() + 60 * minutes, {}, {}
+    end, done, bad, first = time.time() + 60 * minutes, {}, {}, []
     with tempfile.TemporaryDirectory() as folder:
         while time.time() < end:
             for kind in kinds or KINDS:
                 start = time.time()
                 wrong, _ = corpus.watch([f"{kind} {seed}"], Path(folder), module="fuzz")
                 done[kind] = done.get(kind, 0) + len(wrong)
+                first += [f"; {case}: {said}" for case, said in wrong.items() if said][:1]
                 bad[kind] = bad.get(kind, 0) + sum(map(bool, wrong.values()))
                 print(f"{kind}, seed {seed}: {len(wrong)} cases, {bad[kind]} wrong so far, {time.time() - start:.0f} s", flush=True)
                 if time.time() > end:
                     break
             seed += 1
-    record("fuzz", "random damage", sum(done.values()) - sum(bad.values()), sum(done.values()), 60 * minutes, f"{len(done)} kinds")
+    note = f"{len(done)} kinds{''.join(first)[:300]}"
+    record("fuzz", "random damage", sum(done.values()) - sum(bad.values()), sum(done.values()), 60 * minutes, note)
     return sum(bad.values())
 
 

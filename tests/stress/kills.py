@@ -10,6 +10,7 @@ from functools import partial
 import attack
 import numpy as np
 from attack import call, check_done, must, report_all, weights
+from report import drop_others
 
 SIX = ("fit", "pretrain", "perturb", "embed", "run", "writing")
 N = 20
@@ -194,4 +195,5 @@ if __name__ == "__main__":
         code = 0
         for cases_of in (at_moments, at_changes, over_a_model, at_bytes):
             code |= report_all("kills", cases_of(place))
+        drop_others("kills")
     sys.exit(code)

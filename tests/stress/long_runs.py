@@ -163,7 +163,7 @@ def signalled(name, number, place):
     children = end_of(process, name, out)
     process.send_signal(number)
     done = attack.wait(process, 60)
-    must(done.returncode != 0 and "Traceback" not in done.stderr, f"code {done.returncode}: {done.stderr[-300:]}")
+    must(done.returncode == 128 + number and "Traceback" not in done.stderr, f"code {done.returncode}: {done.stderr[-300:]}")
     until(lambda: not any(map(alive, children)), 20, "a process stays")
     if name != "run":
         import torch

@@ -10,6 +10,7 @@ import attack
 import numpy as np
 from attack import check_done, check_refused, must, report_all, together
 from kills import BESIDE, lines, result, target, unbroken
+from report import drop_others
 
 MAKERS = ("fit", "pretrain", "perturb", "linear", "run")
 # what a command may say of the other
@@ -171,4 +172,5 @@ if __name__ == "__main__":
         code = 0
         for cases_of in (folders, readers, one_file, ledgers):
             code |= report_all("pairs", cases_of(place))
+        drop_others("pairs")
     sys.exit(code)
