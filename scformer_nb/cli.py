@@ -64,7 +64,7 @@ def explain(error: Exception) -> tuple[str, int]: # a line, exit code
     "What to tell who typed the command: 2 where the input is at fault, 1 where the run failed."
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     file = next(iter(getattr(error, "__notes__", ())), "") # of the innermost `about_file`
-    if isinstance(error, ValueError) and Path(file).name not in text:
+    if isinstance(error, ValueError | ArithmeticError) and Path(file).name not in text:
         text = f"{file}: {text}"
     name, frame = type(error).__name__, [*traceback.walk_tb(error.__traceback__)][-1][0]
     package = frame.f_globals.get("__name__", "").split(".")[0]
@@ -215,7 +215,8 @@ def fit(
             model = scf.ScFormer(cells, batch_key, layer, n_hvg, seed=seed, recipe=recipe,
                 external=fields)
     how = accelerator, devices, num_nodes
-    with scf.runs.run_folder(out, resume):
+    began = about_file(pretrained) if pretrained else nullcontext()
+    with scf.runs.run_folder(out, resume), began:
         model.fit(epochs, out, resume, is_watched(), *how).save(out, overwrite=True)
     say(f"{model!r}\n{out}")
 
@@ -271,6 +272,8 @@ def _library_size(adata): # AnnData; (cells,), None where nothing says it
     try:
         with warnings.catch_warnings(action="ignore"):
             return scf.hvg.library_size(adata)
+    except scf.h5ad.DamagedMatrix:
+        raise
     except ValueError:
         warnings.warn("X holds no raw counts and obs no library_size: depth_R2 is left out",
             stacklevel=2)
@@ -295,7 +298,8 @@ def evaluate(
             raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
         if controls and not label_key:
             raise ValueError("--controls shuffles cells within types: say --label-key NAME")
-        Z, obs, library_size = adata.obsm[basis][:], adata.obs, _library_size(adata)
+        with about_file(data):
+            Z, obs, library_size = adata.obsm[basis][:], adata.obs, _library_size(adata)
     card = scf.score_card.card_with_controls if controls else scf.score_card.score_card
     with about_file(data):
         scores = card(Z, obs, label_key, batch_key=batch_key, library_size=library_size)
@@ -357,7 +361,8 @@ def perturb_predict(
     _check_new_file(out, ".csv", ".h5ad")
     from anndata import AnnData
     model = scf.perturbation.PerturbationModel.load(run)
-    table = model.predict(list(dict.fromkeys([*conditions, "control"])))
+    with about_file(run):
+        table = model.predict(list(dict.fromkeys([*conditions, "control"])))
     if out.suffix == ".csv":
         _check_cells([*table.index, *table.columns])
         with new_file(out) as file:

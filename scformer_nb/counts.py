@@ -14,7 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from .h5ad import check_sparse
+from .h5ad import DamagedMatrix, check_sparse
 from .io import hint, nearest_name
 
 # %% ../nbs/01_counts.ipynb #64da0371
@@ -24,8 +24,8 @@ def to_csr(M, where: str = "X") -> sp.csr_matrix:
     M = M.to_memory() if hasattr(M, "to_memory") else M  # anndata's sparse matrix on disk
     if not hasattr(M, "dtype") or M.dtype.kind not in "buif":
         kind = getattr(M, "dtype", type(M).__name__)
-        raise ValueError(f"{where} holds values of type {kind}, which are not counts; "
-                         "store numbers")
+        raise DamagedMatrix(f"{where} holds values of type {kind}, which are not counts; "
+                            "store numbers")
     check_sparse(M, where)
     with np.errstate(over="ignore"):  # beyond float32: infinite, refused later
         X = _as_float32(M)

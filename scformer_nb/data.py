@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .counts import describe_problem, find_counts, impossible_values, inspect_cells
 from .counts import not_whole, pick_matrix, to_csr
-from .h5ad import ByRows, check_room, check_sparse, stored_by_columns
+from .h5ad import ByRows, DamagedMatrix, check_room, check_sparse, stored_by_columns
 from .io import moved, nearest_name
 
 # %% ../nbs/01b_data.ipynb #07f25c5f
@@ -97,7 +97,7 @@ def row_parts(
     where: str,  # its name in messages
     size: int | None = None,  # cells of a part; None: PART
 ) -> Iterator[tuple[slice, sp.csr_matrix]]:  # rows; their counts, as of `to_csr`
-    "A matrix part after part. Raises `ValueError` where it is damaged or the file ends early."
+    "A matrix part after part. Raises DamagedMatrix, also where the file ends early."
     n, size = M.shape[0], size or PART
     if size < n and getattr(M, "format", "csr") != "csr":
         M = to_csr(M, where)
@@ -108,10 +108,10 @@ def row_parts(
         try:
             part = M if size >= n else M[rows]
             part = part.to_memory() if hasattr(part, "to_memory") else part
-        except (OSError, LookupError, ValueError) as e:
+        except (OSError, LookupError, ValueError, TypeError, AttributeError) as e:
             why = f"{type(e).__name__}: {str(e)[:160]}"
-            raise ValueError(f"{name} cannot be read ({why}): the file may end early, be damaged "
-                             "or change while it is read; copy it again") from None
+            raise DamagedMatrix(f"{name} cannot be read ({why}): the file may end early, be "
+                                "damaged or change while it is read; copy it again") from None
         yield rows, to_csr(part, name)
 
 # %% ../nbs/01b_data.ipynb #74cf8c4a

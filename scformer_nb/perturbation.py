@@ -322,7 +322,7 @@ def predict(self: PerturbationModel,
     conditions: Sequence[str] | str, # perturbations, "A" or "A+B", or "control"
     n_cells: int = 64, # control cells to average over, 256 at most
 ) -> pd.DataFrame: # (perturbations, genes) mean log expression
-    "Mean expression after perturbation. Raises ValueError for unknown genes and names of control."
+    "Mean expression after perturbation. Raises ValueError for unknown genes, names of control."
     asked = [conditions] if isinstance(conditions, str) else list(conditions)
     names, m = [self.read_condition(c) for c in asked], self.effects
     linear = self.recipe.linear_init
@@ -333,6 +333,8 @@ def predict(self: PerturbationModel,
     factor = np.array([gain.get(u, gain["all"]) for u in unseen])[:, None]
     change = factor * network_change(self, queries, unseen, n_cells)
     change += np.stack([q.expected for q in queries])
+    if not np.isfinite(change).all():
+        raise ValueError("the model predicts values that are not finite: fit it again")
     index = pd.Index(asked, name="condition")
     return pd.DataFrame(change + self.control.to_numpy(), index, self.control.index)
 

@@ -265,9 +265,19 @@ class TrainingRun:
             task.network.load_state_dict(best["weights"])
         self.best = best | {"score": float(best["score"])}
         task.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.load_optimiser(state["optimiser"])
         task.load_state_dict(state["task"])
         self.rows, self.step = [dict(row) for row in state["rows"]], state["step"]
+
+    def load_optimiser(self, state: dict) -> None: # its learning rate and the like: the recipe's
+        settings = [{**group} for group in self.optimiser.param_groups]
+        self.optimiser.load_state_dict(state)
+        for group, ours in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update({name: ours[name] for name in ours if name != "params"})
+            for w in group["params"]:
+                moments = self.optimiser.state[w]
+                if any(m.shape not in (w.shape, ()) for m in moments.values()):
+                    raise ValueError("a moment of another shape than its weights")
 
     def state_dict(self) -> dict: # of the run, plain values and tensors
         task = self.task

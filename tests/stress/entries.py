@@ -22,6 +22,7 @@ class Entry:
     keeps: bool = False  # the output is a folder that is there before
     also: Callable | None = None  # of a folder: another input, which a message may name instead
     refuses: bool = False  # even the good input
+    copies: bool = False  # what it does not need of the input goes into the output as it is
 
     def expected(self, folder, goods):
         "The result of the good input, computed once."
@@ -127,7 +128,8 @@ FILE_ENTRIES = [
           ("counts", "two")),
     Entry("fit --from", lambda p, out: ["fit", p, "--from", model(base(out)), "-o", out, "--epochs", 1, *KEYS], cells, "", weights,
           ("counts", "model")),
-    Entry("embed", lambda p, out: ["embed", model(base(out)), p, "-o", out], cells, ".h5ad", embedding, ("counts", "model")),
+    Entry("embed", lambda p, out: ["embed", model(base(out)), p, "-o", out], cells, ".h5ad", embedding, ("counts", "model"),
+          copies=True),
     Entry("evaluate", lambda p, out: ["evaluate", p, *SCORES], cells, "", scores, ("scores",)),
     Entry("run", lambda p, out: ["run", "clustering", p, "-o", out], cells, "", lambda *_: {}, COUNTS),
     Entry("perturb", lambda p, out: ["perturb", "fit", p, "-o", out], cells, "", weights, COUNTS),
