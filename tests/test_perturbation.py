@@ -160,3 +160,9 @@ def test_the_recipe_of_the_paper_gives_every_gene_a_token(train):
     model = PerturbationModel(train, recipe=paper)
     ours = PerturbationModel(train, recipe=SMALL)
     assert (model.cells.lengths == len(model.vocab.genes)).all() and (ours.cells.lengths < len(model.vocab.genes)).any()
+
+
+def test_predictions_of_damaged_weights_are_refused(screen_model, monkeypatch):
+    monkeypatch.setattr("scformer_nb.perturbation.network_change", lambda *args: np.inf)
+    with pytest.raises(ValueError, match="predicts values that are not finite"):
+        screen_model.predict("gene1+gene2")

@@ -79,7 +79,7 @@ def attempt(act, *args):
 
 def plain(text):
     "Letters and digits alone; what a terminal obeys as the command writes it out."
-    written = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    written = "".join(c if c.isprintable() or c.isspace() else repr(c)[1:-1] for c in str(text))
     return "".join(c for c in written if c.isalnum())
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import safetensors.torch as st
 import torch
 import zarr
-from corpus_files import FILES, good_cells, on_bytes
+from corpus_files import FILES, good_cells, on_bytes, on_hdf5
 from corpus_models import FACTS, GONE, MODELS, fact, file, header, instead, tensor, text
 from entries import COUNTS, FILE_ENTRIES, KEYS, MODEL_ENTRIES, Entry, base, cells, embedding, model, once, screen, second, weights
 
@@ -168,6 +168,9 @@ CHECKPOINTS = {
     "a step of text": ("fail", state(lambda s: s.update(step="x"))),
     "rows of text": ("fail", state(lambda s: s.update(rows="x"))),
     "an optimiser of text": ("fail", state(lambda s: s.update(optimiser="x"))),
+    "moments in a list": ("fail", state(lambda s: s["optimiser"]["state"][0].update(exp_avg=[s["optimiser"]["state"][0]["exp_avg"]] * 2))),
+    "moments of another shape": ("fail", state(lambda s: s["optimiser"]["state"][0].update(exp_avg_sq=torch.zeros(3)))),
+    "three betas": ("fine", state(lambda s: s["optimiser"]["param_groups"][0].update(betas=(.9, .99, .9)))),  # those of the recipe count
     "best is text": ("fail", state(lambda s: s.update(best="x"))),
     "the best score is text": ("fail", state(lambda s: s["best"].update(score="x"))),
     "no best score": ("fail", state(lambda s: s["best"].pop("score") and None)),
@@ -389,6 +392,7 @@ PERTURBATION = {
     "a shape of 2^40": ("fail", tensor(lambda w: w * 0 + 2**40, "inputs.shape")),
     "a negative shape": ("fail", tensor(lambda w: -w, "alike.shape")),
     "no cells": ("fail", tensor(lambda w: w[:1] * 0, "inputs.indptr")),
+    "weights beyond all numbers": ("fail", tensor(lambda w: w * 0 + 1e30, "network.encoder.blocks.0.norm2.bias")),
     "level of another length": ("fail", tensor(lambda w: w[:1], "effects.level")),
     "level is 2D": ("fail", tensor(lambda w: w[None], "effects.level")),
     "a scalar": ("fail", tensor(lambda w: w[0], "inputs.indptr")),
@@ -480,8 +484,19 @@ HASHES = {**{name: ("warn", noted(content)) for name, content in {
 HASH_ENTRIES = [Entry("fetch", fetch, cells)]
 
 
+def group_for(name):
+    def change(file):
+        del file[name]
+        file.create_group(name)
+    return on_hdf5(change)
+
+
+OTHER_FILES = {f"a group for {name}": ("fail", group_for(f"X/{name}")) for name in ("indptr", "indices", "data")}
+
+
 GROUPS = {
-    "files": (FILES, FILE_ENTRIES), "model folders": (MODELS, MODEL_ENTRIES), "Zarr stores": (ZARR, FILE_ENTRIES[:6]),
+    "files": (FILES, FILE_ENTRIES), "other files": (OTHER_FILES, FILE_ENTRIES),
+    "model folders": (MODELS, MODEL_ENTRIES), "Zarr stores": (ZARR, FILE_ENTRIES[:6]),
     "several studies": (STUDIES, STUDY_ENTRIES), "checkpoints": (CHECKPOINTS, CHECKPOINT_ENTRIES),
     "folders of pages": (PAGES, PAGE_ENTRIES),
     "parameters": (PARAMETERS, PARAMETER_ENTRIES), "notebooks": (NOTEBOOKS, NOTEBOOK_ENTRIES), "ledgers": (LEDGERS, LEDGER_ENTRIES),
