@@ -163,6 +163,6 @@ def test_the_recipe_of_the_paper_gives_every_gene_a_token(train):
 
 
 def test_predictions_of_damaged_weights_are_refused(screen_model, monkeypatch):
-    monkeypatch.setattr("scformer_nb.perturbation.network_change", lambda *args: np.inf)
+    monkeypatch.setattr("scformer_nb.perturbation.network_change", lambda model, queries, *more: np.full((len(queries), 40), np.inf))
     with pytest.raises(ValueError, match="predicts values that are not finite"):
         screen_model.predict("gene1+gene2")
