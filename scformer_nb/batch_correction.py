@@ -60,7 +60,7 @@ def without_batch(
     return corrected
 
 # %% ../nbs/06b_batch_correction.ipynb #1a249cf0
-SAMPLE = 20_000 # cells that are corrected at most
+SAMPLE = 20_000 # cells that `learn_batch_shift` gives it at most
 
 def correct_batches(
     Z: np.ndarray, # (cells, dims)

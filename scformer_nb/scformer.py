@@ -199,7 +199,7 @@ def embed_cells(self: ScFormer,
 @patch
 @torch.inference_mode()
 def embed_genes(self: ScFormer) -> pd.DataFrame: # (genes, dim), one row a gene
-    "The gene embeddings `emb_g` of eq. 5, that the input and MVC share."
+    "The gene embeddings `emb_g` of eq. 5, that the input and the heads share."
     network = self.network.cpu().eval()
     vectors = network.encoder.gene_vectors(network.gene_ids).numpy()
     return pd.DataFrame(vectors, index=pd.Index(self.vocab.genes, name="gene"))

@@ -74,8 +74,8 @@ def gene_loadings(
     batch: np.ndarray, # (cells,) batch codes
     n_components: int, # components at most; fewer where the data has fewer
     measured: np.ndarray | None = None, # (batches, genes) bool; None: all genes in all
-) -> np.ndarray: # (genes, n) loadings times singular values; all entries have unit sd
-    "Gene loadings of the centred bins by truncated SVD. Raises ValueError if nothing varies."
+) -> np.ndarray: # (genes, n) loadings times singular values, scaled
+    "Loadings of centred bins; all entries together have an sd of 1. ValueError if nothing varies."
     s, v = truncated_svd(CentredBins(bins, batch, measured), n_components)
     n = int((s > 1e-6 * s[0]).sum())
     loadings = (v[:n] * s[:n, None]).T

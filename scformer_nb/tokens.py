@@ -93,7 +93,7 @@ def align_genes(
     names: Sequence[str],  # gene names of the new data
     least: float = 0.5,  # share of the vocabulary to be found
 ) -> tuple[np.ndarray, np.ndarray]:  # known columns of the new data, their gene numbers
-    "Match new genes to the vocabulary. Raises ValueError if less than half of it is found."
+    "Match new genes to the vocabulary. Raises ValueError if less than `least` of it is found."
     known, names = vocab.genes, [str(name) for name in names]
     columns, numbers = _match(known, names)
     enough = least * len(known)
