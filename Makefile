@@ -44,13 +44,16 @@ stress: $(VENV)/.dev ## kill, starve and crowd the commands, in half an hour: fi
 	@printf '%s\n' $(PARTS) | OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 xargs -P 2 -I PART \
 		sh -c '$(BIN)/python tests/stress/PART.py || { echo "failed: PART"; exit 1; }'
 
-experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night from nothing)
+experiments: $(VENV)/.baselines ## fill the ledgers and figures in figures/; runs that are there are kept (a night or two from nothing)
 	@mkdir -p out
 	@set -e; page() { for d in $$2; do $(BIN)/papermill nbs/*_$$1.ipynb out/$$1_$$d.ipynb \
-		-p dataset $$d -p full True -p out figures --log-output; done; }; \
-	page exp_clustering "cortex cortex_200genes pbmc3k pbmc4k"; \
+		-p dataset $$d -p full True -p out figures $${3:+-y "$$3"} --log-output; done; }; \
+	page exp_clustering cortex_200genes "{methods: [scFormer (paper)], seeds: [0]}"; \
+	page exp_clustering "cortex cortex_200genes pbmc3k pbmc4k" \
+		"{methods: [HVG, PCA, Seurat, scVI, CONCORD, scFormer, scFormer (untrained)]}"; \
 	page exp_integration "kang_pbmc pancreas_5tech pbmc_3chem pancreas_baron_human \
-		pancreas_baron_mouse pancreas_3studies human_cortex_m1_5k"; \
+		pancreas_baron_mouse pancreas_3studies human_cortex_m1_5k" \
+		"{methods: [HVG, PCA, Seurat, Harmony, scVI, CONCORD, scFormer, scFormer (untrained)]}"; \
 	page exp_gene_embeddings "kang_pbmc pancreas_5tech"; \
 	page exp_ablation "pancreas_5tech pbmc_3chem"; \
 	page exp_what_is_kept "pancreas_5tech"; \

@@ -42,7 +42,7 @@ def import_optional(package: str, method: str): # what to import, who needs it; 
         return importlib.import_module(package)
     except ImportError as error:
         raise MissingBaseline(f"{method}, which cannot be imported ({error}): "
-            "pip install 'scformer_nb[baselines]'") from error
+            "pip install -c constraints.txt '.[baselines]' in the clone") from error
 
 # %% ../nbs/12_baselines.ipynb #d2c1950a
 def read_column(

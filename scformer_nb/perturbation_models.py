@@ -209,7 +209,8 @@ def gears(
     try:
         import gears  # noqa: F401
     except ImportError as e:
-        raise ImportError(f"GEARS needs cell-gears ({e}): pip install 'scformer_nb[gears]'") from e
+        raise ImportError(f"GEARS needs cell-gears ({e}): "
+            "pip install -c constraints.txt '.[gears]' in the clone") from e
     genes = sorted({*train.var_names} | genes_of([*train.obs["condition"].unique(), *conditions]))
     sets_of = {g: s or {f"only {g}"} for g, s in sets_of_genes(genes, gene_sets).items()}
     asked = [parse_condition(c) for c in conditions]

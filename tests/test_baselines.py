@@ -24,7 +24,7 @@ from scformer_nb.hvg import preprocess
 from scformer_nb.simulate import simulate
 
 CELLS = preprocess(simulate(60, 80, 3, 2, seed=1, boost=20), batch_key="batch")  # some 30 cells in each batch
-INSTALL = "pip install 'scformer_nb[baselines]'"
+INSTALL = "pip install -c constraints.txt '.[baselines]'"
 
 
 def has_seurat():

@@ -130,7 +130,9 @@ def test_a_stored_line_comes_again(name, dataset, method, tmp_path, monkeypatch)
 # ---- stored figures
 
 DRAWN_FROM = {  # what names a figure: the command that draws it again without a diff, or by training anew
-    "architecture.png": "tools/architecture.py, by page 54", "quickstart.png": "make outputs NB=nbs/index.ipynb: it trains for a minute",
+    "architecture.png": "tools/architecture.py, by page 54",
+    "quickstart.png": "by training anew: mkdir -p out && cd nbs && ../.venv/bin/papermill index.ipynb ../out/index.ipynb "
+        "-p out ../out/index -p max_epochs 160 && cp ../out/index/quickstart.png ../figures",
     "_history.png": "a new run alone: curves of training are in no ledger",
     "gene_embeddings_": "a new run alone: vectors of genes are not kept",
     "clustering": "make experiments, from the ledger and kept coordinates", "integration": "as clustering", "ablation": "as clustering",

@@ -193,6 +193,26 @@ def test_results_are_those_of_the_ledger():
     assert "best of five seeds" in text
 
 
+def ledger_lines(name):
+    return [json.loads(line) for line in (ROOT / f"figures/{name}.jsonl").read_text().splitlines()]
+
+
+def test_numbers_in_prose_are_those_of_the_ledgers():
+    "Those of the models that ship, and the times."
+    own_data, peers = ((ROOT / "docs" / name).read_text() for name in ("howto/own_data.md", "peers.md"))
+    found = {(x["dataset"], x["method"]): x["metrics"] for x in ledger_lines("new_study") if x["option"] == "all cells"}
+    known = {dataset: scores for (dataset, method), scores in found.items() if method == "zero-shot"}
+    for dataset, scores in known.items():
+        pca = found[dataset, "PCA"]["kNN_accuracy"]
+        assert f"{scores['kNN_accuracy']:.3f} against {pca:.3f} ({dataset})" in own_data
+    for score, text in (("label_accuracy", "{} to {} of the labels are right"), ("unknown", "{} to {} of the cells are called unknown")):
+        values = [scores[score] for scores in known.values()]
+        assert text.format(f"{min(values):.0%}", f"{max(values):.0%}") in own_data
+    fits = {x["cells"]: x["cpu_seconds"] for x in ledger_lines("atlas") if x["step"] == "fit"}
+    times = "{:.0f}, {:.0f} and {:.0f} CPU seconds for 1,000, 10,000 and 100,000".format(*(fits[n] for n in (1000, 10_000, 100_000)))
+    assert times in own_data and times in peers
+
+
 def test_every_tracked_figure_is_shown_or_read():
     shared = "\n".join(notebooks.code(notebooks.modules()["experiment"]))
     sources = {page.stem.split("_exp_")[1]: shared + "\n".join(notebooks.code(page))

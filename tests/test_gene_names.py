@@ -73,7 +73,7 @@ def test_what_cannot_be_translated_is_refused(names, args, message):
 def test_without_the_table_the_way_out_is_named(monkeypatch):
     gene_table.cache_clear()
     monkeypatch.setattr(gene_names, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'scformer_nb\[genes\]'"):
+    with pytest.raises(ImportError, match=r"pip install -c constraints.txt '.\[genes\]'"):
         rename_genes(cells([CD3D]), "symbol")
     gene_table.cache_clear()
 

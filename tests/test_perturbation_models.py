@@ -93,7 +93,7 @@ def test_the_adapter_gives_gears_what_it_wants(train, split, monkeypatch):
 
 
 def test_gears_itself(train, split):
-    pytest.importorskip("gears", reason="needs cell-gears: pip install 'scformer_nb[gears]'")
+    pytest.importorskip("gears", reason="needs cell-gears: pip install -c constraints.txt '.[gears]'")
     test = [*split.index[split.part == "test"], "UNMEASURED"]
     predicted = gears(train, test, OPTIONS["gene_sets"], max_epochs=1)
     assert predicted.shape == (len(test), train.n_vars) and np.isfinite(predicted).all().all()
