@@ -40,7 +40,7 @@ test-fast: $(VENV)/.dev ## for every edit, in about two minutes: sync, style, on
 
 # what attacks: each file of tests/stress that is a program of its own
 PARTS = $(sort $(basename $(notdir $(shell grep -l __main__ tests/stress/*.py))))
-stress: $(VENV)/.dev ## kill, starve and crowd the commands, in half an hour: figures/reliability.jsonl; some with PARTS="kills disk"
+stress: $(VENV)/.dev ## kill, starve and crowd the commands, in a quarter of an hour: figures/reliability.jsonl; some with PARTS="kills disk"
 	@printf '%s\n' $(PARTS) | OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 xargs -P 2 -I PART \
 		sh -c '$(BIN)/python tests/stress/PART.py || { echo "failed: PART"; exit 1; }'
 
@@ -110,11 +110,11 @@ sbom: $(VENV)/.dev ## write sbom.json, the list of all that is installed, as Cyc
 	@build/sbom/bin/python -m pip install -qq --disable-pip-version-check 'cyclonedx-bom>=7,<8'
 	@build/sbom/bin/cyclonedx-py environment -o sbom.json $(BIN)/python
 
-coverage: $(VENV)/.dev ## the lines of the package that no test and no page runs; fails below 92% (an hour)
+coverage: $(VENV)/.dev ## the lines of the package that no fast test runs, in some minutes; fails below 92%; all tests with TESTS=
 	@rm -f .coverage .coverage.*
 	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/coverage run -m pytest -q -n 2 --dist loadfile $(TESTS)
-	@OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/coverage run $(BIN)/nbdev_test --n_workers 0 --flags "$(if $(SCFORMER_DATA_DIR),data)"
 	@$(BIN)/coverage combine -q && $(BIN)/coverage report --skip-covered --fail-under=92
+coverage: TESTS = -m "not slow"
 
 compat: ## install and try the package on each Python that is there, and on the oldest versions it allows (10 minutes each)
 	@python3 tools/compat.py $(COMPAT)
@@ -151,4 +151,4 @@ $(VENV)/.docs: $(INSTALLED)
 	@$(PIP) -e '.[docs]'
 	@touch $(VENV)/.core $@
 
-.PHONY: help demo test test-fast stress mutants experiments models bench atlas env hooks outputs readme docs lint sbom clean
+.PHONY: help demo test test-fast stress mutants experiments models bench atlas coverage compat env hooks outputs readme docs lint sbom clean

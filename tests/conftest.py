@@ -16,7 +16,7 @@ from scformer_nb.batch_correction import BatchShift
 from scformer_nb.screens import prepare_screen, split_perturbations, training_cells
 from scformer_nb.simulate import simulate, simulate_perturbations
 
-collect_ignore = ["stress"]  # attacks of half an hour, which `make stress` runs
+collect_ignore = ["stress"]  # attacks of a quarter of an hour, which `make stress` runs
 SLOW = Path(__file__).with_name("slow.txt")
 SECONDS = 1  # what a fast test may take, alone on a core
 seconds = defaultdict(float)
