@@ -114,6 +114,7 @@ def test_a_signal_in_a_save_waits_until_both_files_are_named(saved, monkeypatch,
         return move(source, target)
     moves, move, new = [], os.replace, model(seed=1)
     monkeypatch.setattr(os, "replace", stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     with sigterm_exits(), pytest.raises((KeyboardInterrupt, SystemExit)):
         new.save(saved, overwrite=True)
     assert len(moves) == 2 and same(ScFormer.load(saved), new)
