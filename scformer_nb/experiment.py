@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNTRAINED', 'RECIPES', 'CHOOSING', 'CHECKING', 'LEADING', 'EARLIER', 'check_methods', 'data_settings', 'Results',
-           'Experiment', 'newest', 'card_means', 'margins', 'standing', 'plot_margins', 'gain', 'leads', 'verdicts',
-           'judge_claims', 'finished_options', 'option_means', 'plot_gains']
+           'Experiment', 'newest', 'card_means', 'margins', 'standing', 'verdict', 'plot_margins', 'gain', 'leads',
+           'verdicts', 'judge_claims', 'finished_options', 'option_means', 'plot_gains']
 
 # %% ../nbs/13_experiment.ipynb #adbc7186
 import warnings
@@ -30,7 +30,7 @@ from .hvg import library_size, preprocess
 from .io import lock_folder, new_file
 from .ledger import Ledger, digest, run_all
 from .ledger import compare as compare_methods
-from .plots import OKABE_ITO, plot_history, plot_methods, save_figure, umap
+from .plots import method_style, plot_history, plot_methods, save_figure, umap
 from .recipe import DEFAULT, PAPER, Recipe
 
 # %% ../nbs/13_experiment.ipynb #0c187277
@@ -241,9 +241,14 @@ EARLIER = Recipe(max_genes=150, mask_ratio=.4, n_blocks=4, latent=0, correct=Fal
     lr_decay=.9, half_life=None, warmup_steps=100, epochs=30, steps=0)
 
 # %% ../nbs/13_experiment.ipynb #76144c91
-def newest(ledger: Ledger) -> pd.DataFrame: # of `Ledger.summary`, with a column use
-    "The newest settings of each data set and method; choosing first, then checking, other."
-    found = ledger.summary().drop_duplicates(["dataset", "method"], keep="last")
+def newest(ledger: Ledger) -> pd.DataFrame: # of `Ledger.summary`, with the columns use and seeds
+    """The newest settings of each data set and method; choosing first, then checking, other. Seeds
+    are those with a card."""
+    of_run = ["dataset", "method", "option", "settings"]
+    with_card = ledger.table().reindex(columns=[*of_run, "seed", LEADING[0]]).dropna()
+    seeds = with_card.groupby(of_run)["seed"].nunique().rename("seeds")
+    found = ledger.summary().join(seeds, of_run).fillna({"seeds": 0})
+    found = found.drop_duplicates(["dataset", "method"], keep="last")
     use = dict.fromkeys(CHOOSING, "choosing") | dict.fromkeys(CHECKING, "checking")
     use = [use.get(dataset, "other") for dataset in found["dataset"]]
     use = pd.Categorical(use, ["choosing", "checking", "other"])
@@ -253,11 +258,13 @@ def newest(ledger: Ledger) -> pd.DataFrame: # of `Ledger.summary`, with a column
 def card_means(
     ledger: Ledger, # of an experiment
     by: tuple = ("use", "method"), # rows
-) -> pd.DataFrame: # by `LEADING`, and the number of sets; best Overall_no_ASW first
+) -> pd.DataFrame: # by `LEADING`, with the sets and seeds; best Overall_no_ASW first
     "Means of the card; a run from before there was a card leaves its cells empty."
     runs = newest(ledger).groupby(list(by), observed=True)
     means = runs.mean(numeric_only=True).reindex(columns=LEADING)
     means = means.assign(sets=runs[LEADING[0]].count() if LEADING[0] in runs.obj else 0)
+    few, most = (runs["seeds"].agg(of).astype(int).astype(str) for of in ("min", "max"))
+    means["seeds"] = few.where(few == most, few + " to " + most)
     means = means.sort_values("Overall_no_ASW", ascending=False).sort_index(
         level=list(by[:-1]), sort_remaining=False, kind="stable")
     return means.round(3).astype(object).where(means.notna(), "")
@@ -272,32 +279,65 @@ def margins(ledger: Ledger, score: str) -> pd.DataFrame: # a metric; (use, datas
 
 
 def standing(ledger: Ledger, score: str) -> pd.DataFrame: # a row per use
-    "On how many sets scFormer is first, and on how many at most 0.03 behind."
-    margin = margins(ledger, score)["margin"].dropna().groupby("use", observed=True)
+    """On how many sets scFormer is first, on how many by more than its own standard deviation over
+    seeds, and on how many at most 0.03 behind."""
+    margin = margins(ledger, score)["margin"].dropna()
+    runs = newest(ledger).query("method == 'scFormer'").set_index(["use", "dataset"])
+    ahead = (margin > runs[f"{score}_sd"].reindex(margin.index)).groupby("use", observed=True)
+    margin = margin.groupby("use", observed=True)
     return pd.DataFrame({"sets": margin.size(), "first": margin.agg(lambda m: (m >= 0).sum()),
+        "first by more than its sd": ahead.sum(),
         "at most 0.03 behind": margin.agg(lambda m: (m >= -.03).sum()),
         "mean margin": margin.mean().round(3), "lowest margin": margin.min()})
+
+# %% ../nbs/13_experiment.ipynb #9d6ace75
+def verdict(ledger: Ledger, scores: list) -> str: # Markdown, a line a score
+    "In words: is scFormer first on the sets for checking, and is it better than before training?"
+    lines = []
+    for score in scores:
+        margin = margins(ledger, score)
+        if "checking" not in margin.index.unique("use"):
+            continue
+        margin, found = margin.loc["checking"], standing(ledger, score).loc["checking"]
+        lines += [f"- **{score}**: first on {found['first']:.0f} of {found['sets']:.0f}, by more "
+            f"than its sd over seeds on {found['first by more than its sd']:.0f}; lowest margin "
+            f"{found['lowest margin']:+.3f}, on {margin['margin'].idxmin()}."]
+        if score == "NMI_ARI" and UNTRAINED in margin:
+            gain = (margin["scFormer"] - margin[UNTRAINED]).dropna().round(3).sort_values()
+            by_set = ", ".join(f"{name} {more:+.3f}" for name, more in gain.items())
+            lines += [f"- **training**, by {score} and beside the same network untrained: better "
+                f"on {(gain > 0).sum()} of {len(gain)} ({by_set})."]
+    return "\n".join(lines) or "The ledger has none of the sets for checking."
 
 # %% ../nbs/13_experiment.ipynb #7653ad4b
 def plot_margins(
     ledger: Ledger, # of an experiment
     scores: list, # metrics, a row of panels each
-    methods: list, # in this order
+    methods: list | None = None, # in this order; None: baselines, scFormer untrained and trained
 ) -> Figure: # a column of panels each for choosing, checking, other
-    "Means and standard deviations of all data sets, as bars."
+    "Means and standard deviations of all data sets, as dots on an axis that begins where they do."
+    methods = methods or [*BASELINES, UNTRAINED, "scFormer"]
     found = {use: runs.pivot(index="dataset", columns="method")
         for use, runs in newest(ledger).groupby("use", observed=True)}
     n = [len(runs) for runs in found.values()]
-    fig, axes = plt.subplots(len(scores), len(n), figsize=(max(8, 2.1 * sum(n)), 2.7 * len(scores)),
-        layout="constrained", squeeze=False, sharey="row", sharex="col", width_ratios=n)
+    fig, axes = plt.subplots(len(scores), len(n), figsize=(max(8, 2.1 * sum(n)), 2.8 * len(scores)),
+        layout="constrained", squeeze=False, sharex="col", width_ratios=n)
     for (score, use), ax in zip(product(scores, found), axes.flat, strict=True):
         mean, sd = found[use][score], found[use][f"{score}_sd"]
         order = [m for m in methods if m in mean]
-        color = [OKABE_ITO[methods.index(m)] for m in order]
-        mean[order].plot.bar(yerr=sd[order], color=color, rot=0, width=.8, error_kw={"lw": 1},
-            legend=False, ax=ax, xlabel="", ylabel=score, title=use if ax in axes[0] else "")
-    fig.legend(*axes[0, 0].get_legend_handles_labels(), frameon=False, ncols=8,
-        loc="outside upper center")
+        at = np.arange(len(mean))
+        for i, method in enumerate(order):
+            place = at + .7 * ((i + .5) / len(order) - .5)
+            ax.errorbar(place, mean[method], sd[method].fillna(0), ls="", ms=5, lw=1,
+                label=method, **method_style(method))
+        for edge in at[1:]:
+            ax.axvline(edge - .5, color="0.85", lw=1)
+        ax.set(ylabel=score, title=use if ax in axes[0] else "", xlim=(-.5, len(mean) - .5))
+        ax.set_xticks(at, mean.index)
+        ax.tick_params(labelbottom=True)
+    named = {name: dot for ax in axes[0] for dot, name in zip(*ax.get_legend_handles_labels(),
+        strict=True)}
+    fig.legend(named.values(), named, frameon=False, ncols=4, loc="outside upper center")
     return fig
 
 # %% ../nbs/13_experiment.ipynb #efb787fc

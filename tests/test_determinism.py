@@ -155,10 +155,8 @@ def test_each_stored_figure_says_what_draws_it():
 @pytest.mark.parametrize(("name", "last"), [("clustering", ["AvgBIO"]), ("integration", ["AvgBIO", "Overall"])])
 def test_a_figure_of_a_ledger_is_drawn_again_without_a_diff(name, last, tmp_path):
     "All pixels, with the pinned matplotlib."
-    from test_pages import PAGES, defaults
-    page = next(page for page in PAGES if page.stem.endswith(f"exp_{name}"))
     with matplotlib.rc_context():  # scib, which another test imports, sets some
         matplotlib.rcdefaults()
-        fig = plot_margins(Ledger(FIGURES / f"{name}.jsonl"), [*LEADING[:3], *last], defaults(page)["methods"])
+        fig = plot_margins(Ledger(FIGURES / f"{name}.jsonl"), [*LEADING[:3], *last])
         pixels, stored = imread(save_figure(fig, tmp_path / name)), imread(FIGURES / f"{name}.png")
     assert pixels.shape == stored.shape and np.array_equal(pixels, stored)

@@ -31,4 +31,4 @@ def test_a_users_own_file_twice(tmp_path, run_page):
     notebook = run_page(PAGE, tmp_path, **parameters)
     table = Ledger(ledger).table().set_index("option")
     assert len(table) == 3 and table.loc["without", "kNN_accuracy"] == .123
-    assert "pathways help" in shown(notebook, "helps =") and (ledger.parent / "external_tokens_mine_gains.png").exists()
+    assert "pathways help" in shown(notebook, "helps =") and (ledger.parent / "external_tokens_gains.png").exists()
