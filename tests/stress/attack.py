@@ -36,6 +36,7 @@ one_at_a_time = threading.Lock()
 def obey():
     "Take the plan from the environment, then run what the arguments name."
     plan, words = json.loads(os.environ["ATTACK"]), sys.argv[1:]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background ignores
     with_small_models()
     facts = watch_changes(plan)
     started = time.monotonic()
