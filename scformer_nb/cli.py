@@ -290,18 +290,17 @@ def evaluate(
 ):
     "The score card of an embedding: types kept apart, batches mixed, free of depth."
     from pandas import Series
-    with scf.datasets.open_cells(data) as adata:
-        if basis not in adata.obsm:
-            near = nearest_name(basis, adata.obsm)
-            raise ValueError(f"{data}: obsm has no embedding {basis!r}{near}; say --basis NAME")
-        if not (label_key or batch_key):
-            raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
-        if controls and not label_key:
-            raise ValueError("--controls shuffles cells within types: say --label-key NAME")
-        with about_file(data):
-            Z, obs, library_size = adata.obsm[basis][:], adata.obs, _library_size(adata)
+    if not (label_key or batch_key):
+        raise ValueError("there is nothing to score: say --label-key NAME or --batch-key NAME")
+    if controls and not label_key:
+        raise ValueError("--controls shuffles cells within types: say --label-key NAME")
     card = scf.score_card.card_with_controls if controls else scf.score_card.score_card
     with about_file(data):
+        with scf.datasets.open_cells(data) as adata:
+            if basis not in adata.obsm:
+                near = nearest_name(basis, adata.obsm)
+                raise ValueError(f"obsm has no embedding {basis!r}{near}; say --basis NAME")
+            Z, obs, library_size = adata.obsm[basis][:], adata.obs, _library_size(adata)
         scores = card(Z, obs, label_key, batch_key=batch_key, library_size=library_size)
     scores = scores if controls else Series(scores)
     for text in scf.score_card.advice(scores["embedding"] if controls else scores):

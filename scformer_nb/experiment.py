@@ -313,10 +313,8 @@ def verdict(ledger: Ledger, scores: list) -> str: # Markdown, a line a score
 def plot_margins(
     ledger: Ledger, # of an experiment
     scores: list, # metrics, a row of panels each
-    methods: list | None = None, # in this order; None: baselines, scFormer untrained and trained
 ) -> Figure: # a column of panels each for choosing, checking, other
     "Means and standard deviations of all data sets, as dots on an axis that begins where they do."
-    methods = methods or [*BASELINES, UNTRAINED, "scFormer"]
     found = {use: runs.pivot(index="dataset", columns="method")
         for use, runs in newest(ledger).groupby("use", observed=True)}
     n = [len(runs) for runs in found.values()]
@@ -324,7 +322,7 @@ def plot_margins(
         layout="constrained", squeeze=False, sharex="col", width_ratios=n)
     for (score, use), ax in zip(product(scores, found), axes.flat, strict=True):
         mean, sd = found[use][score], found[use][f"{score}_sd"]
-        order = [m for m in methods if m in mean]
+        order = [m for m in (*BASELINES, UNTRAINED, "scFormer") if m in mean]
         at = np.arange(len(mean))
         for i, method in enumerate(order):
             place = at + .7 * ((i + .5) / len(order) - .5)

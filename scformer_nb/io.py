@@ -179,9 +179,8 @@ def signals_later() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone gets signals
         yield
         return
-    came = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not None}
+    came, both = [], (signal.SIGINT, signal.SIGTERM)
+    before = {n: handler for n in both if (handler := signal.getsignal(n)) is not None}
     for number in before:
         signal.signal(number, lambda number, frame: came.append(number))
     try:

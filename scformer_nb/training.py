@@ -275,8 +275,8 @@ class TrainingRun:
         for group, ours in zip(self.optimiser.param_groups, settings, strict=True):
             group.update({name: ours[name] for name in ours if name != "params"})
             for w in group["params"]:
-                moments = self.optimiser.state[w]
-                if any(m.shape not in (w.shape, ()) for m in moments.values()):
+                moments = self.optimiser.state.get(w, {}).values()
+                if any(m.shape not in (w.shape, ()) for m in moments):
                     raise ValueError("a moment of another shape than its weights")
 
     def state_dict(self) -> dict: # of the run, plain values and tensors

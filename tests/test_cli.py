@@ -131,7 +131,7 @@ def test_files_and_folders_that_the_commands_refuse(model, scformer, cells, tmp_
     for fit in (["fit"], ["perturb", "fit"]):
         assert "is not empty" in said(*fit, cells, "-o", model)
     assert "holds another kind of model" in said("perturb", "predict", model, "A+B", "-o", tmp_path / "out.csv")
-    assert "there are none; say --basis" in said("evaluate", cells)
+    assert "there are none; say --basis" in said("evaluate", cells, "--batch-key", "batch")
     assert "--accelerator" in said("fit", cells, "-o", tmp_path / "run", "--accelerator", "mps")
     assert "is not a column" in said("fit", cells, "-o", tmp_path / "run2", "--batch-key", "plate")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from scformer_nb import data, hvg
+from scformer_nb import data, h5ad, hvg
 from scformer_nb.datasets import load, open_cells
 from scformer_nb.simulate import simulate
 
@@ -150,3 +150,16 @@ def test_suffix_in_capitals_and_odd_names_are_read(tmp_path):
         cells().write_h5ad(tmp_path / "x.h5ad")
         os.rename(tmp_path / "x.h5ad", tmp_path / name)
         assert load(tmp_path / name).shape == (60, 40)
+
+
+def test_heaps_of_a_file_that_was_edited_often_are_whole(tmp_path):
+    "Parts that are deleted leave pieces of heaps behind."
+    rng, path = np.random.default_rng(0), tmp_path / "x.h5"
+    for step in range(60):
+        with h5py.File(path, "a") as file:
+            for name in [name for name in file if rng.random() < .4]:
+                del file[name]
+            file[f"texts {step}"] = [f"t{i}" * rng.integers(40) for i in range(rng.integers(1, 120))]
+            file[f"texts {step}"].attrs["note"] = "x" * rng.integers(90)
+            file[f"zeros {step}"] = np.zeros(rng.integers(1, 4000))
+        h5ad.check_heaps(path)

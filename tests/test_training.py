@@ -571,6 +571,25 @@ def test_a_score_of_text_is_refused(run):
         model(4, run, resume=True)
 
 
+@pytest.mark.parametrize("odd", [lambda m: [m, m], lambda m: torch.zeros(3)], ids=["in a list", "of another shape"])
+def test_damaged_moments_of_the_optimiser_are_refused(run, odd):
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    moments = state["optimiser"]["state"][0]
+    moments["exp_avg"] = odd(moments["exp_avg"])
+    torch.save(state, run / "last.ckpt")
+    with pytest.raises(ValueError, match="the state of the run is damaged"):
+        model(4, run, resume=True)
+
+
+def test_settings_of_the_optimiser_are_those_of_the_recipe(run):
+    "Whatever a checkpoint says of them."
+    state = torch.load(run / "last.ckpt", weights_only=True)
+    expected = model(4, run, resume=True).history
+    state["optimiser"]["param_groups"][0].update(betas=(.1, .1, .1), eps=9.)
+    torch.save(state, run / "last.ckpt")
+    assert model(4, run, resume=True).history.filter(like="loss").equals(expected.filter(like="loss"))
+
+
 def test_a_checkpoint_that_leads_to_nothing_is_no_new_run(run, no_training):
     (run / "last.ckpt").unlink()
     (run / "last.ckpt").symlink_to(run / "nowhere")

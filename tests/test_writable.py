@@ -62,3 +62,10 @@ def test_an_h5ad_needs_its_space_before_it_is_written(large, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "x.h5ad"], capture_output=True, text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000)))
     assert done.returncode == 1 and "no space is left for it" in done.stderr and list(tmp_path.iterdir()) == []
+
+
+def test_space_is_claimed_where_the_system_has_no_call_for_it(tmp_path, monkeypatch):
+    monkeypatch.delattr("os.posix_fallocate")
+    (tmp_path / "x").write_bytes(b"kept")
+    writable.claim_space(tmp_path / "x", 2**24 + 100)
+    assert (tmp_path / "x").stat().st_size == 2**24 + 100 and (tmp_path / "x").read_bytes()[:6] == b"kept\0\0"
